@@ -1,0 +1,3 @@
+from nlrewrite.cli import main
+
+raise SystemExit(main())

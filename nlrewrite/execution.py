@@ -1,0 +1,21 @@
+"""Where and how results are computed. Nothing here may change what a result is called.
+
+Specs (`specs.py`) identify a result; `Execution` holds the rest: places, devices, threads, batch sizes.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Execution(BaseModel):
+    """Where and how to compute; never part of an artifact's name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: str = Field("store", description="Artifact store: a local folder, or s3://bucket/prefix.")
+    runs: str = Field("runs", description="Folder that receives results.json and report.html, one folder a profile.")
+    threads: int = Field(1, ge=1, le=256, description="Compute threads of torch and of BLAS.")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Torch device, for instance cpu or cuda:0.")
+    batch_tokens: int = Field(8192, ge=64, le=1 << 22, description="Tokens in one forward pass of the subject model.")
+    scratch: str | None = Field(None, description="Local folder for files fetched from a remote store.")
+    text_folder: str | None = Field(None, description="Folder of text files, when text.source.kind is folder.")
+    subject_folder: str | None = Field(None, description="Local model folder, when subject.kind is folder.")

@@ -1,0 +1,157 @@
+"""The table of steps, and the two acts on it: name an artifact, build an artifact.
+
+In: a kind, its spec and the artifacts it is made from. Out: a name (without doing anything) or a committed artifact.
+Invariant: a name depends on kind, VERSION, spec and input names alone. A VERSION is raised by hand when results change;
+a golden test over the sources asks for it, so that an edited comment never throws away a week of simulation.
+"""
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from nlrewrite import specs
+from nlrewrite.artifacts import Artifact, Finding, Folder, Manifest, Provenance, Store, canonical, digest
+from nlrewrite.artifacts.store import Describe, input_record
+from nlrewrite.execution import Execution
+from nlrewrite.progress import Progress
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kind of artifact and the function that makes it: `function(spec, inputs, out, running)`."""
+
+    kind: str
+    version: int
+    function: str
+    sources: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a step may know about where it runs."""
+
+    execution: Execution
+    progress: Progress
+
+
+def _table(*steps: Step) -> dict[str, Step]:
+    return {step.kind: step for step in steps}
+
+
+STEPS = _table(
+    Step("corpus", 1, "nlrewrite.text.corpus:build", ("nlrewrite.text.corpus", "nlrewrite.text.sources", "nlrewrite.text.duplicates")),
+    Step("subject", 1, "nlrewrite.subject.build:build", ("nlrewrite.subject.build", "nlrewrite.subject.tiny"), ("corpus",)),
+    Step("tokens", 1, "nlrewrite.text.tokens:build", ("nlrewrite.text.tokens",), ("corpus", "subject")),
+    Step("coder", 1, "nlrewrite.coders.train:build", ("nlrewrite.coders.train", "nlrewrite.coders.topk", "nlrewrite.subject.sites"), ("subject", "tokens")),
+    Step("activations", 1, "nlrewrite.activations.collect:build", ("nlrewrite.activations.collect", "nlrewrite.activations.statistics", "nlrewrite.subject.sites"), ("subject", "tokens", "coder")),
+    Step("explanations", 1, "nlrewrite.explain.rules:build", ("nlrewrite.explain.rules", "nlrewrite.language.sentence", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations")),
+    Step("simulation", 1, "nlrewrite.simulate.rules:build", ("nlrewrite.simulate.rules", "nlrewrite.language.sentence", "nlrewrite.language.vocabulary"), ("subject", "tokens", "explanations")),
+    Step("scores", 1, "nlrewrite.score.build:build", ("nlrewrite.score.build", "nlrewrite.score.measures"), ("tokens", "activations", "simulation")),
+    Step("calibration", 1, "nlrewrite.calibrate.fit:build", ("nlrewrite.calibrate.fit", "nlrewrite.calibrate.quantile", "nlrewrite.calibrate.hurdle"), ("tokens", "activations", "simulation", "coder")),
+    Step("evaluation", 1, "nlrewrite.evaluate.build:build", ("nlrewrite.evaluate.build", "nlrewrite.evaluate.arms", "nlrewrite.evaluate.bootstrap", "nlrewrite.subject.sites")),
+    Step("report", 1, "nlrewrite.report.build:build", ("nlrewrite.report.build", "nlrewrite.report.page", "nlrewrite.report.figures")),
+)  # fmt: skip
+
+
+def name(kind: str, spec: specs.Spec, inputs: Mapping[str, Artifact]) -> Artifact:
+    """What the artifact is called that `kind` makes of `spec` and `inputs`."""
+    step = STEPS[kind]
+    assert not step.inputs or set(inputs) == set(step.inputs), f"{kind} takes {step.inputs}, got {tuple(inputs)}"
+    named = {label: str(artifact) for label, artifact in inputs.items()}
+    return Artifact(kind=kind, digest=digest([kind, step.version, spec, named]))
+
+
+def build(
+    artifact: Artifact,
+    spec: specs.Spec,
+    inputs: Mapping[str, Artifact],
+    store: Store,
+    execution: Execution,
+    progress: Progress,
+    run: str,
+    finding: Finding,
+) -> Manifest:
+    """Make `artifact` and commit it. `finding` is why it is needed; a manifest that no longer holds is forgotten."""
+    step = STEPS[artifact.kind]
+    folders: dict[str, Folder] = {label: store.folder(each) for label, each in inputs.items()}
+    module, _, function = step.function.partition(":")
+    started = time.perf_counter()
+    with store.attempt(artifact) as attempt:
+        _limit_threads(execution.threads)
+        getattr(importlib.import_module(module), function)(spec, folders, attempt.folder, Running(execution, progress))
+        describe = Describe(
+            artifact=artifact,
+            version=step.version,
+            spec=canonical(spec),
+            inputs={label: input_record(folder.manifest) for label, folder in folders.items()},
+            made=provenance(step, execution, run, time.perf_counter() - started),
+        )
+        if finding.manifest is not None:
+            store.forget(artifact)
+        return store.commit(attempt, describe)
+
+
+def provenance(step: Step, execution: Execution, run: str, seconds: float) -> Provenance:
+    commit, dirty = checkout()
+    return Provenance(
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        seconds=round(seconds, 3),
+        run=run,
+        commit=commit,
+        dirty=dirty,
+        source=source_hash(step),
+        packages=packages(),
+        execution=execution.model_dump(include={"threads", "device", "batch_tokens"}),
+    )
+
+
+def source_hash(step: Step) -> str:
+    """One hash over the step's own modules, as they are on disk: advice about drift, no part of a name."""
+    total = hashlib.sha256()
+    for module in step.sources:
+        found = importlib.util.find_spec(module)
+        assert found is not None and found.origin is not None, f"{step.kind} names a module that is not there: {module}"
+        total.update(Path(found.origin).read_bytes())
+    return total.hexdigest()[:16]
+
+
+@cache
+def packages() -> dict[str, str]:
+    names = ("nlrewrite", "torch", "transformers", "tokenizers", "numpy", "scipy", "pyarrow", "pandas", "fsspec")
+    installed = {}
+    for package in names:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), **installed}
+
+
+@cache
+def checkout() -> tuple[str, bool]:
+    """The commit this code was checked out at and whether it was edited since; empty outside a checkout."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return "", False
+    try:
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"]
+        return commit, bool(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return "", False
+
+
+def _limit_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
