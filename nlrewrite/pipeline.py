@@ -1,0 +1,262 @@
+"""The two ways to walk the composition: plan it (name everything, build nothing) and run it (build what is missing).
+
+In: the spec of a rewriting, a store, the steps to refresh. Out: one row per step, and after a run the published
+`results.json` and `report.html`. The pieces `decide`, `built`, `hit` and `publish` are what a Prefect task calls too,
+so that both ways of running give the same artifacts. Invariant: the store alone decides what is a hit, and nothing here
+loads a numeric library before a step has to be built.
+"""
+
+import difflib
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from nlrewrite import steps
+from nlrewrite.artifacts import Artifact, Finding, Manifest, Store
+from nlrewrite.composition import rewrite
+from nlrewrite.errors import SettingError
+from nlrewrite.execution import Execution
+from nlrewrite.progress import Progress
+from nlrewrite.specs import RewriteSpec, Spec
+
+log = logging.getLogger(__name__)
+
+REFRESH = "a refresh was asked for"
+
+
+class StepRow(BaseModel):
+    """What became of one step of a run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: str
+    artifact: Artifact
+    state: Literal["hit", "built"]
+    seconds: float
+    bytes: int
+    drift: bool
+    why: str
+
+    def published(self) -> dict[str, Any]:
+        """The row as it stands in results.json."""
+        fields = self.model_dump(include={"step", "state", "seconds", "bytes"})
+        return {"step": fields["step"], "artifact": str(self.artifact), **fields}
+
+
+class PlanRow(BaseModel):
+    """What a run would do with one step, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: str
+    artifact: Artifact
+    state: Literal["hit", "missing", "stale", "damaged", "downstream", "refresh"]
+    why: str
+    drift: bool
+
+    def published(self) -> dict[str, Any]:
+        fields = self.model_dump(include={"step", "state", "why", "drift"})
+        return {"step": fields["step"], "artifact": str(self.artifact), **fields}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves behind."""
+
+    rows: tuple[StepRow, ...]
+    results: dict[str, Any]
+    results_path: Path
+    report_path: Path
+
+
+# -- the pieces that every way of running shares ----------------------------------------------------------------------
+
+
+def labels(spec: RewriteSpec) -> dict[str, str]:
+    """The steps of a rewriting in order: label to kind."""
+    found: dict[str, str] = {}
+
+    def note(label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
+        found[label] = kind
+        return steps.name(kind, spec, inputs)
+
+    rewrite(spec, note)
+    return found
+
+
+def check_refresh(refresh: Collection[str], known: Mapping[str, str]) -> frozenset[str]:
+    """`refresh` if every name in it is a step's label or kind."""
+    names = {*known, *known.values()}
+    for name in refresh:
+        if name not in names:
+            near = difflib.get_close_matches(name, sorted(names), n=3) or sorted(known)
+            raise SettingError(f"no step is called {name!r} that could be refreshed. Choose from: {', '.join(near)}")
+    return frozenset(refresh)
+
+
+def decide(
+    store: Store,
+    label: str,
+    kind: str,
+    spec: Spec,
+    inputs: Mapping[str, Artifact],
+    refresh: Collection[str] = (),
+) -> tuple[Artifact, Finding]:
+    """What the step's artifact is called, and whether it is there; what is to be refreshed counts as stale."""
+    artifact = steps.name(kind, spec, inputs)
+    finding = store.find(artifact)
+    if finding.hit and (label in refresh or kind in refresh):
+        finding = Finding("stale", REFRESH, finding.manifest)
+    log.info("%s: %s %s: %s", label, artifact, finding.state, finding.why)
+    return artifact, finding
+
+
+def drifted(manifest: Manifest) -> bool:
+    """Whether the step's sources were edited since the artifact was built."""
+    return manifest.made.source != steps.source_hash(steps.STEPS[manifest.artifact.kind])
+
+
+def hit(label: str, manifest: Manifest, finding: Finding, seconds: float) -> StepRow:
+    """The row of a step that was there."""
+    return StepRow(
+        step=label,
+        artifact=manifest.artifact,
+        state="hit",
+        seconds=round(seconds, 3),
+        bytes=manifest.bytes,
+        drift=drifted(manifest),
+        why=finding.why,
+    )
+
+
+def built(label: str, manifest: Manifest, finding: Finding, seconds: float) -> StepRow:
+    """The row of a step that had to be built."""
+    return StepRow(
+        step=label,
+        artifact=manifest.artifact,
+        state="built",
+        seconds=round(seconds, 3),
+        bytes=manifest.bytes,
+        drift=False,
+        why=finding.why,
+    )
+
+
+def publish(store: Store, report: Artifact, rows: Collection[StepRow], folder: Path) -> Outcome:
+    """Put the report's two files into `folder`, results.json with the run's steps added."""
+    files = store.folder(report)
+    results = json.loads(files.path("results.json").read_bytes())
+    results["steps"] = [row.published() for row in rows]
+    folder.mkdir(parents=True, exist_ok=True)
+    results_path, report_path = folder / "results.json", folder / "report.html"
+    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    _replace(results_path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    _replace(report_path, lambda temporary: shutil.copyfile(files.path("report.html"), temporary))
+    return Outcome(rows=tuple(rows), results=results, results_path=results_path, report_path=report_path)
+
+
+def _replace(target: Path, write: Any) -> None:
+    """Readers of `target` see the old file or the new one, never a part."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    write(temporary)
+    os.replace(temporary, target)
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+
+
+class Builder:
+    """A step runner that builds what the store does not hold, here and now. `rows` says what it did."""
+
+    def __init__(
+        self, store: Store, execution: Execution, progress: Progress, run: str, refresh: Collection[str] = ()
+    ) -> None:
+        self.store = store
+        self.execution = execution
+        self.progress = progress
+        self.run = run
+        self.refresh = refresh
+        self.rows: list[StepRow] = []
+        self._done: set[Artifact] = set()
+
+    def __call__(self, label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
+        started = time.perf_counter()
+        again = () if steps.name(kind, spec, inputs) in self._done else self.refresh
+        artifact, finding = decide(self.store, label, kind, spec, inputs, again)
+        if finding.hit is not None:
+            row = hit(label, finding.hit, finding, time.perf_counter() - started)
+        else:
+            manifest = steps.build(artifact, spec, inputs, self.store, self.execution, self.progress, self.run, finding)
+            row = built(label, manifest, finding, time.perf_counter() - started)
+            log.info("%s: %s built in %.1f s, %d bytes", label, artifact, row.seconds, row.bytes)
+        self._done.add(artifact)
+        self.rows.append(row)
+        return artifact
+
+
+def run_local(
+    spec: RewriteSpec,
+    profile: str,
+    refresh: Collection[str],
+    execution: Execution,
+    progress: Progress,
+) -> Outcome:
+    """Build what is missing for `spec`, one step after the other in this process, and publish the report."""
+    refresh = check_refresh(refresh, labels(spec))
+    store = Store(execution.store, execution.scratch)
+    run = f"local-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"
+    builder = Builder(store, execution, progress, run, refresh)
+    rewritten = rewrite(spec, builder)
+    return publish(store, rewritten.report, builder.rows, Path(execution.runs) / profile)
+
+
+# -- planning ---------------------------------------------------------------------------------------------------------
+
+
+class Planner:
+    """A step runner that only names artifacts. `rows` says what a run would find and do."""
+
+    def __init__(self, store: Store, refresh: Collection[str] = ()) -> None:
+        self.store = store
+        self.refresh = refresh
+        self.rows: list[PlanRow] = []
+        self._states: dict[Artifact, str] = {}
+
+    def __call__(self, label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
+        artifact, finding = decide(self.store, label, kind, spec, inputs, self.refresh)
+        state, why = self._verdict(artifact, finding, spec, inputs)
+        drift = finding.manifest is not None and drifted(finding.manifest)
+        self.rows.append(PlanRow(step=label, artifact=artifact, state=state, why=why, drift=drift))
+        self._states[artifact] = state
+        return artifact
+
+    def _verdict(
+        self, artifact: Artifact, finding: Finding, spec: Spec, inputs: Mapping[str, Artifact]
+    ) -> tuple[Literal["hit", "missing", "stale", "damaged", "downstream", "refresh"], str]:
+        if finding.why == REFRESH:
+            return "refresh", finding.why
+        waiting = [name for name, each in inputs.items() if self._states[each] != "hit"]
+        if waiting and finding.state in ("hit", "stale"):
+            return "downstream", f"its input {waiting[0]} will be rebuilt"
+        if waiting and finding.state == "missing":
+            return "missing", f"its input {waiting[0]} will be built"
+        if finding.state == "missing":
+            return "missing", self.store.nearest(artifact, spec) or finding.why
+        return finding.state, finding.why
+
+
+def plan(spec: RewriteSpec, refresh: Collection[str], execution: Execution) -> list[PlanRow]:
+    """What `run_local` would do with every step of `spec`, in order."""
+    refresh = check_refresh(refresh, labels(spec))
+    planner = Planner(Store(execution.store, execution.scratch), refresh)
+    rewrite(spec, planner)
+    return planner.rows

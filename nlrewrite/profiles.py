@@ -1,0 +1,262 @@
+"""Named sets of settings, and the one way from a name and a user's changes to the spec of a rewriting.
+
+In: a profile's name, `Overrides` (the form in the Prefect UI, or the command line's options) and the execution. Out:
+a complete `RewriteSpec`, with the content of local sources filled in. Invariant: two ways of saying the same settings
+give the same spec, and a setting that does not exist is an error that names its neighbours.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nlrewrite import specs
+from nlrewrite.errors import SettingError
+from nlrewrite.execution import Execution
+from nlrewrite.specs import RewriteSpec
+
+UNCHOSEN = "0" * 40
+
+
+class Profile(BaseModel):
+    """A named starting point: fields of a RewriteSpec that differ from the defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    summary: str
+    fields: dict[str, Any] = Field(default_factory=dict)
+
+
+PROFILES: dict[str, Profile] = {
+    "tiny": Profile(summary="A small GPT-NeoX trained here, a skip transcoder on its last MLP. No downloads."),
+    "tiny-no-skip": Profile(summary="As tiny, without the skip term.", fields={"coder": {"skip": False}}),
+    "tiny-sae": Profile(
+        summary="As tiny, with a TopK SAE on the residual stream after the same layer.",
+        fields={"coder": {"site": {"kind": "residual"}, "skip": False}},
+    ),
+    "smoke": Profile(
+        summary="Seconds, not minutes, and no meaning: every stage once, as small as it goes.",
+        fields={
+            "tokens": {"limits": {"train": 200, "explain": 60, "calibrate": 40, "report": 30}},
+            "subject": {"layers": 2, "width": 32, "vocabulary": 300, "context": 64, "batch": 8, "steps": 30},
+            "coder": {"site": {"layer": 1}, "width": 64, "k": 4, "steps": 60, "batch": 256},
+            "explain": {"max_quotes": 4, "max_words": 30, "min_active": 5},
+            "score": {"examples": 10},
+            "evaluate": {"fractions": (0.5, 1.0), "subsets": 1, "resamples": 200},
+            "report": {"latents": 8, "examples": 2},
+        },
+    ),
+}
+
+
+def profile_names() -> tuple[str, ...]:
+    return tuple(PROFILES)
+
+
+class Overrides(BaseModel):
+    """The settings that people change most, and a line for each of the others. An empty field keeps the profile's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=1 << 31,
+        description="Seed of every stage: documents' split, subject, coder, sampling, bootstrap.",
+        json_schema_extra={"position": 0},
+    )
+    latents: int | None = Field(
+        None, ge=2, le=1 << 20, description="Number of latents of the coder.", json_schema_extra={"position": 1}
+    )
+    k: int | None = Field(
+        None, ge=1, le=4096, description="Latents active on a token.", json_schema_extra={"position": 2}
+    )
+    layer: int | None = Field(
+        None, ge=0, le=1024, description="Layer that is rewritten, from 0.", json_schema_extra={"position": 3}
+    )
+    coder_steps: int | None = Field(
+        None, ge=1, le=100_000_000, description="Training steps of the coder.", json_schema_extra={"position": 4}
+    )
+    max_quotes: int | None = Field(
+        None, ge=1, le=200, description="Quoted tokens in an explanation, at most.", json_schema_extra={"position": 5}
+    )
+    max_words: int | None = Field(
+        None, ge=10, le=1000, description="Words in an explanation, at most.", json_schema_extra={"position": 6}
+    )
+    resamples: int | None = Field(
+        None, ge=200, le=100_000, description="Bootstrap resamples.", json_schema_extra={"position": 7}
+    )
+    settings: tuple[str, ...] = Field(
+        (),
+        description="Any other setting, as dotted assignments: coder.skip=false",
+        json_schema_extra={"position": 8},
+    )
+
+
+FORM = {
+    "latents": "coder.width",
+    "k": "coder.k",
+    "layer": "coder.site.layer",
+    "coder_steps": "coder.steps",
+    "max_quotes": "explain.max_quotes",
+    "max_words": "explain.max_words",
+    "resamples": "evaluate.resamples",
+}
+
+
+DEFAULTS = RewriteSpec().model_dump()
+KINDS = ("text.source.kind", "subject.kind")
+
+
+def resolve(profile: str, overrides: Overrides, execution: Execution) -> RewriteSpec:
+    """The spec that `profile` and `overrides` mean, with the content of local sources filled in."""
+    return filled(settled(profile, overrides), execution)
+
+
+def settled(profile: str, overrides: Overrides) -> RewriteSpec:
+    """The spec that `profile` and `overrides` mean; touches no file and no network."""
+    fields = _plain(chosen(profile).fields)
+    known = settings()
+    changes = [(path, getattr(overrides, name)) for name, path in FORM.items()]
+    changes = [(path, value) for path, value in changes if value is not None]
+    for setting in overrides.settings:
+        changes += _parse(setting, known, profile)
+    for path, value in sorted(changes, key=lambda change: change[0] not in KINDS):
+        _assign(fields, path, value)
+    for path in KINDS:
+        _assign(fields, path, _get(fields, path) or _default(path))
+    if overrides.seed is not None:
+        fields = specs.with_seed(fields, overrides.seed)
+    try:
+        return RewriteSpec.model_validate(fields)
+    except ValidationError as error:
+        raise SettingError(_sentence(error)) from error
+
+
+def chosen(profile: str) -> Profile:
+    if profile not in PROFILES:
+        near = difflib.get_close_matches(profile, PROFILES, n=3) or list(PROFILES)
+        raise SettingError(f"no profile is called {profile!r}. Choose from: {', '.join(near)}")
+    return PROFILES[profile]
+
+
+def filled(spec: RewriteSpec, execution: Execution) -> RewriteSpec:
+    """`spec` with the content of its local sources, so that equal names mean equal text and equal weights."""
+    source, subject = spec.text.source, spec.subject
+    if not isinstance(source, specs.HubDataset) and not source.content:
+        from nlrewrite.text.sources import fingerprint
+
+        content = {"content": fingerprint(source, execution)}
+        spec = spec.model_copy(
+            update={"text": spec.text.model_copy(update={"source": source.model_copy(update=content)})}
+        )
+    if isinstance(subject, specs.FolderSubject) and not subject.content:
+        from nlrewrite.subject.load import fingerprint as fingerprint_folder
+
+        if execution.subject_folder is None:
+            raise SettingError("subject.kind is folder and no folder is given. Name one with --subject-folder")
+        content = {"content": fingerprint_folder(execution.subject_folder)}
+        spec = spec.model_copy(update={"subject": subject.model_copy(update=content)})
+    return spec
+
+
+# -- settings by their dotted names -----------------------------------------------------------------------------------
+
+
+def flat(fields: Mapping[str, Any], above: str = "") -> list[str]:
+    """Nested settings, as a file holds them, as the assignments that `--set` takes."""
+    found = []
+    for name, value in fields.items():
+        path = f"{above}{name}"
+        nested = isinstance(value, Mapping) and value
+        found += flat(value, f"{path}.") if nested else [f"{path}={json.dumps(value)}"]
+    return found
+
+
+@cache
+def settings() -> dict[str, Mapping[str, Any]]:
+    """Every dotted name that can be set, in the order of the pipeline, with its JSON schema."""
+    schema = RewriteSpec.model_json_schema()
+    found: dict[str, Mapping[str, Any]] = {}
+
+    def walk(node: Mapping[str, Any], path: str) -> None:
+        if "$ref" in node:
+            walk(schema["$defs"][node["$ref"].rpartition("/")[2]], path)
+        elif "oneOf" in node:
+            for each in node["oneOf"]:
+                walk(each, path)
+        elif "properties" in node:
+            for name, each in node["properties"].items():
+                walk(each, f"{path}.{name}" if path else name)
+        elif "propertyNames" in node:
+            for key in node["propertyNames"]["enum"]:
+                found[f"{path}.{key}"] = node["additionalProperties"]
+        else:
+            found.setdefault(path, node)
+
+    walk(schema, "")
+    return found
+
+
+def _parse(setting: str, known: Mapping[str, Mapping[str, Any]], profile: str) -> list[tuple[str, Any]]:
+    """`coder.k=64` as a path and a value. What is no JSON is text, and so is what a text field is given."""
+    path, equals, text = (part.strip() for part in setting.partition("="))
+    if not equals or not path:
+        raise SettingError(f"a setting is written as name=value: {setting!r}. For instance --set coder.k=64")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    inner = [name for name in known if name.startswith(f"{path}.")]
+    if inner:
+        if not isinstance(value, dict) or not value:
+            raise SettingError(f"{path} is a section, not a value: {text}. Set one of {', '.join(inner[:6])}")
+        return [change for each in flat(value, f"{path}.") for change in _parse(each, known, profile)]
+    if path not in known:
+        raise SettingError(f"no setting is called {path!r} in profile {profile}. {_nearest(path, known)}")
+    is_text = "string" in (known[path].get("type"), *(each.get("type") for each in known[path].get("anyOf", ())))
+    return [(path, text if is_text and isinstance(value, int | float) else value)]
+
+
+def _nearest(path: str, known: Mapping[str, Any]) -> str:
+    same = [name for name in known if name.rpartition(".")[2] == path.rpartition(".")[2]]
+    near = list(dict.fromkeys(same + difflib.get_close_matches(path, known, n=3)))[:4]
+    return f"Did you mean {' or '.join(near)}?" if near else f"Its sections are {', '.join(RewriteSpec.model_fields)}"
+
+
+def _assign(fields: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        fields = fields.setdefault(name, {})
+    if path in KINDS and fields.get("kind", _default(path)) != value:
+        fields.clear()  # another kind has other fields
+    fields[last] = value
+
+
+def _get(fields: Mapping[str, Any], path: str) -> Any:
+    value: Any = fields
+    for name in path.split("."):
+        value = value.get(name, {})
+    return value
+
+
+def _default(path: str) -> str:
+    return _get(DEFAULTS, path)
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _plain(value) if isinstance(value, Mapping) else value for name, value in fields.items()}
+
+
+def _sentence(error: ValidationError) -> str:
+    """What is wrong with the first field, as `name: what it should be, not what it is`."""
+    first = error.errors()[0]
+    tags = {"tiny", "hub", "folder", "python-docs"}
+    where = ".".join(str(part) for part in first["loc"] if part not in tags)
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    message = first["msg"][:1].lower() + first["msg"][1:]
+    return f"{where}: {message}, not {first['input']!r}. Change --set {where}"
