@@ -1,0 +1,86 @@
+"""The subject step: a model folder in the store, whoever made the model.
+
+In: a subject spec and the corpus it may be trained on. Out: `subject.json` (kind, dtype, model type; model id and
+revision of a hub subject), the tokenizer, and the weights unless they stay on the hub. Invariant: what is in the store is
+what the spec names: a folder that changed since it was named, pickled weights and unknown families are refused here and
+not at the first forward pass.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nlrewrite import specs
+from nlrewrite.artifacts import Folder
+from nlrewrite.errors import SettingError
+from nlrewrite.steps import Running
+from nlrewrite.subject import load
+
+
+def build(spec: specs.SubjectSpec, inputs: Mapping[str, Folder], out: Path, running: Running) -> None:
+    match spec:
+        case specs.TinySubject():
+            from nlrewrite.subject import tiny
+
+            tiny.train(spec, _texts(inputs["corpus"], "train"), _texts(inputs["corpus"], "explain"), out, running)
+            config = out / "config.json"
+        case specs.HubSubject():
+            config = _from_hub(spec, out)
+        case specs.FolderSubject():
+            config = _from_folder(spec, running.execution.subject_folder, out)
+    about = {"dtype": "float32", **spec.model_dump(include={"kind", "dtype", "model", "revision"})}
+    about["model_type"] = _known_family(config)
+    (out / load.REFERENCE).write_text(json.dumps(about, indent=1, sort_keys=True))
+
+
+def _texts(corpus: Folder, split: specs.Split) -> list[str]:
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(
+        corpus.path("documents.parquet"), columns=["text", "split"], filters=[("split", "=", split)]
+    )
+    return table["text"].to_pylist()
+
+
+def _from_hub(spec: specs.HubSubject, out: Path) -> Path:
+    """Keep the tokenizer; the weights are fetched when the model is loaded."""
+    root = load.download(spec.model, spec.revision, ("config.json", *load.TOKENIZER))
+    names = load.hub_files(spec.model, spec.revision)
+    if not any(name.endswith(".safetensors") for name in names):
+        load.refuse_pickles(f"{spec.model} at {spec.revision[:12]}", names)
+        raise SettingError(f"{spec.model} at {spec.revision[:12]} has no safetensors weights. Choose another revision")
+    if "tokenizer.json" not in names:
+        raise SettingError(
+            f"{spec.model} at {spec.revision[:12]} has no tokenizer.json. Save the model and its fast tokenizer to a "
+            f"folder, and use --set subject.kind=folder"
+        )
+    for name in load.TOKENIZER:
+        if name in names:
+            shutil.copyfile(root / name, out / name)
+    return root / "config.json"
+
+
+def _from_folder(spec: specs.FolderSubject, folder: str | None, out: Path) -> Path:
+    if folder is None:
+        raise SettingError("subject.kind is folder and no folder is named. Use --set execution.subject_folder=PATH")
+    root = Path(folder).expanduser()
+    found = load.fingerprint(root)
+    if found != spec.content:
+        raise SettingError(
+            f"{root} is not the folder that this result is named after: its content is {found[:12]}..., not "
+            f"{spec.content[:12] or 'given'}.... Run again to name it anew"
+        )
+    for name in load.model_files(root):
+        shutil.copyfile(root / name, out / name)
+    return out / "config.json"
+
+
+def _known_family(config: Path) -> str:
+    from nlrewrite.subject import sites
+
+    described: dict[str, Any] = json.loads(config.read_text())
+    model_type = str(described.get("model_type"))
+    sites.family(model_type)
+    return model_type

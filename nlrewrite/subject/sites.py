@@ -1,0 +1,241 @@
+"""Places in the subject where a coder reads and writes: finding them, recording them, patching them.
+
+In: a causal language model of one of four families and a `specs.Site`. Out: the tensors x (what the coder reads) and y
+(what its reconstruction replaces) at every token, or the logits with y replaced. Windows are padded on the right, for
+attention is causal: no mask is given. Invariant: patching y by itself changes no bit of the logits, and every way to a
+tensor or a logit here (`recorded`, `activations_upto`, `patched`, `Tail`) runs the same operations on the same numbers.
+
+| kind       | x                 | y                                                                                 |
+|------------|-------------------|-----------------------------------------------------------------------------------|
+| mlp        | input of the MLP  | output of the MLP, before Gemma 2's norm on it and before it joins the residual   |
+| mlp-output | y                 | as above                                                                          |
+| residual   | y                 | hidden states that leave the layer                                                |
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nlrewrite.errors import SettingError
+from nlrewrite.specs import Site
+
+Replace = Callable[[Tensor, Tensor], Tensor]
+"""replace(x_BTD, y_BTD) -> the [batch, tokens, d] that stands in y's place; all float32."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family of models keeps its layers and, inside a layer, its attention and its MLP."""
+
+    layers: str
+    attention: str
+    mlp: str = "mlp"
+
+
+FAMILIES = {
+    "gpt_neox": Family("gpt_neox.layers", "attention"),
+    "gpt2": Family("transformer.h", "attn"),
+    "llama": Family("model.layers", "self_attn"),
+    "gemma2": Family("model.layers", "self_attn"),
+}
+
+
+@dataclass(frozen=True)
+class Located:
+    """A site found in a model. `name` is the path of the module that is read and patched."""
+
+    site: Site
+    family: Family
+
+    @property
+    def name(self) -> str:
+        return self.layer_name if self.site.kind == "residual" else f"{self.layer_name}.{self.family.mlp}"
+
+    @property
+    def layer_name(self) -> str:
+        return f"{self.family.layers}.{self.site.layer}"
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether x is the module's input; else it is its output, which is always y."""
+        return self.site.kind == "mlp"
+
+
+@dataclass
+class Record:
+    """What passed the site in the latest forward pass: detached, float32."""
+
+    _x: Tensor | None = None
+    _y: Tensor | None = None
+
+    @property
+    def x(self) -> Tensor:
+        assert self._x is not None, "nothing has passed the site yet: run a forward pass first"
+        return self._x
+
+    @property
+    def y(self) -> Tensor:
+        assert self._y is not None, "nothing has passed the site yet: run a forward pass first"
+        return self._y
+
+
+def family(model_type: str) -> Family:
+    if model_type not in FAMILIES:
+        raise SettingError(
+            f"sites are known for the model families {', '.join(FAMILIES)}: this subject's model_type is "
+            f"{model_type!r}. Choose another with --set subject.model"
+        )
+    return FAMILIES[model_type]
+
+
+def locate(model: nn.Module, site: Site) -> Located:
+    """The site in `model`; a SettingError if the model has no such layer or is of no known family."""
+    config: Any = model.config
+    located = Located(site, family(config.model_type))
+    layers = config.num_hidden_layers
+    if site.layer >= layers:
+        raise SettingError(
+            f"the subject has layers 0 to {layers - 1}: coder.site.layer={site.layer}. Lower --set coder.site.layer"
+        )
+    return located
+
+
+def dims(model: nn.Module, located: Located) -> tuple[int, int]:
+    """Width of x and width of y: the residual stream's in all families and kinds."""
+    config: Any = model.config
+    return config.hidden_size, config.hidden_size
+
+
+def logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
+    """Next-token logits [batch, tokens, vocabulary] in float32."""
+    with torch.no_grad():
+        return model(input_ids=ids_BT, use_cache=False).logits.float()
+
+
+@contextmanager
+def recorded(model: nn.Module, located: Located) -> Iterator[Record]:
+    """While open, every forward pass leaves what passed the site in the record."""
+    record = Record()
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        record._x, record._y = _tensors(located, args, output)
+
+    handle = model.get_submodule(located.name).register_forward_hook(hook)
+    try:
+        yield record
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def patched(model: nn.Module, located: Located, replace: Replace) -> Iterator[None]:
+    """While open, y is replaced by `replace(x, y)` in every forward pass."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return _replaced(output, replace(*_tensors(located, args, output)))
+
+    handle = model.get_submodule(located.name).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def activations_upto(model: nn.Module, located: Located, ids_BT: Tensor) -> Record:
+    """What passes the site for `ids_BT`, without running what comes after it."""
+
+    def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        raise _Reached
+
+    with recorded(model, located) as record, torch.no_grad():
+        handle = model.get_submodule(located.name).register_forward_hook(stop)
+        try:
+            model(input_ids=ids_BT, use_cache=False)
+        except _Reached:
+            return record
+        finally:
+            handle.remove()
+    raise AssertionError(f"a forward pass never reached {located.name}")
+
+
+class Tail:
+    """The part of the model above a site, over one batch: many patches, each without running what lies below.
+
+    Layers below the site's, and attention (and the MLP) within it, do not depend on the patch: they answer with what
+    they gave in the first pass. The rest runs as in any forward pass, so the logits are those of `patched`.
+    """
+
+    def __init__(self, model: nn.Module, located: Located, ids_BT: Tensor) -> None:
+        self._model, self._located, self._ids = model, located, ids_BT
+        self._layer = model.get_submodule(located.layer_name)
+        self._given: dict[str, Any] = {}
+        with ExitStack() as hooks:
+            record = hooks.enter_context(recorded(model, located))
+            for label, module in (("layer", self._layer), ("attention", self._within("attention"))):
+                handle = module.register_forward_hook(self._keep(label), with_kwargs=True)
+                hooks.callback(handle.remove)
+            handle = model.get_submodule(located.name).register_forward_hook(self._keep("site"), with_kwargs=True)
+            hooks.callback(handle.remove)
+            self.original = logits(model, ids_BT)
+        self.x, self.y = record.x, record.y
+
+    def logits(self, replace: Replace) -> Tensor:
+        """Logits [batch, tokens, vocabulary], float32, with y replaced by `replace(x, y)`."""
+        output = _replaced(self._given["site"], replace(self.x, self.y))
+        layers = self._model.get_submodule(self._located.family.layers)
+        assert isinstance(layers, nn.ModuleList)
+        with ExitStack() as stack:
+            for below in layers[: self._located.site.layer]:
+                stack.enter_context(_answering(below, self._given["below"]))
+            if self._located.site.kind != "residual":
+                stack.enter_context(_answering(self._within("attention"), self._given["attention"]))
+            stack.enter_context(_answering(self._model.get_submodule(self._located.name), output))
+            return logits(self._model, self._ids)
+
+    def _within(self, part: str) -> nn.Module:
+        return self._layer.get_submodule(getattr(self._located.family, part))
+
+    def _keep(self, label: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if label == "layer":
+                self._given["below"] = args[0] if args else kwargs["hidden_states"]
+            else:
+                self._given[label] = output
+
+        return hook
+
+
+class _Reached(Exception):
+    """Leaves a forward pass at the site."""
+
+
+def _tensors(located: Located, args: tuple[Any, ...], output: Any) -> tuple[Tensor, Tensor]:
+    y = _first(output).detach().float()
+    return (args[0].detach().float() if located.reads_input else y), y
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _replaced(output: Any, y: Tensor) -> Any:
+    """`output` of a module with the tensor `y`, in the module's own dtype, in the place of its (first) tensor."""
+    old = _first(output)
+    assert y.shape == old.shape, f"a patch must have the site's shape {tuple(old.shape)}, not {tuple(y.shape)}"
+    new = y.to(old.dtype)
+    return (new, *output[1:]) if isinstance(output, tuple) else new
+
+
+@contextmanager
+def _answering(module: nn.Module, output: Any) -> Iterator[None]:
+    """While open, `module` gives `output` whatever it is asked, and computes nothing."""
+    assert "forward" not in vars(module)
+    module.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        del module.forward
