@@ -11,11 +11,17 @@ class Execution(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    store: str = Field("store", description="Artifact store: a local folder, or s3://bucket/prefix.")
-    runs: str = Field("runs", description="Folder that receives results.json and report.html, one folder a profile.")
-    threads: int = Field(1, ge=1, le=256, description="Compute threads of torch and of BLAS.")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Torch device, for instance cpu or cuda:0.")
-    batch_tokens: int = Field(8192, ge=64, le=1 << 22, description="Tokens in one forward pass of the subject model.")
-    scratch: str | None = Field(None, description="Local folder for files fetched from a remote store.")
-    text_folder: str | None = Field(None, description="Folder of text files, when text.source.kind is folder.")
-    subject_folder: str | None = Field(None, description="Local model folder, when subject.kind is folder.")
+    store: str = Field(default="store", description="Artifact store: a local folder, or s3://bucket/prefix.")
+    runs: str = Field(
+        default="runs", description="Folder that receives results.json and report.html, one folder a profile."
+    )
+    threads: int = Field(default=1, ge=1, le=256, description="Compute threads of torch and of BLAS.")
+    device: str = Field(
+        default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Torch device, for instance cpu or cuda:0."
+    )
+    batch_tokens: int = Field(
+        default=8192, ge=64, le=1 << 22, description="Tokens in one forward pass of the subject model."
+    )
+    scratch: str | None = Field(default=None, description="Local folder for files fetched from a remote store.")
+    text_folder: str | None = Field(default=None, description="Folder of text files, when text.source.kind is folder.")
+    subject_folder: str | None = Field(default=None, description="Local model folder, when subject.kind is folder.")

@@ -9,16 +9,16 @@ import difflib
 import json
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nlrewrite import specs
-from nlrewrite.errors import SettingError
+from nlrewrite.errors import NotYet, SettingError
 from nlrewrite.execution import Execution
+from nlrewrite.published import CAPABILITIES, PUBLISHED, UNCHOSEN, Published
 from nlrewrite.specs import RewriteSpec
-
-UNCHOSEN = "0" * 40
 
 
 class Profile(BaseModel):
@@ -28,6 +28,8 @@ class Profile(BaseModel):
 
     summary: str
     fields: dict[str, Any] = Field(default_factory=dict)
+    published: Published | None = None
+    needs: tuple[str, ...] = Field(default=(), description="Capabilities a run takes that this version does not have.")
 
 
 PROFILES: dict[str, Profile] = {
@@ -49,6 +51,10 @@ PROFILES: dict[str, Profile] = {
             "report": {"latents": 8, "examples": 2},
         },
     ),
+    **{
+        name: Profile(summary=summary, fields=fields, published=published, needs=needs)
+        for name, (summary, fields, published, needs) in PUBLISHED.items()
+    },
 }
 
 
@@ -62,35 +68,43 @@ class Overrides(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int | None = Field(
-        None,
+        default=None,
         ge=0,
         lt=1 << 31,
         description="Seed of every stage: documents' split, subject, coder, sampling, bootstrap.",
         json_schema_extra={"position": 0},
     )
     latents: int | None = Field(
-        None, ge=2, le=1 << 20, description="Number of latents of the coder.", json_schema_extra={"position": 1}
+        default=None, ge=2, le=1 << 20, description="Number of latents of the coder.", json_schema_extra={"position": 1}
     )
     k: int | None = Field(
-        None, ge=1, le=4096, description="Latents active on a token.", json_schema_extra={"position": 2}
+        default=None, ge=1, le=4096, description="Latents active on a token.", json_schema_extra={"position": 2}
     )
     layer: int | None = Field(
-        None, ge=0, le=1024, description="Layer that is rewritten, from 0.", json_schema_extra={"position": 3}
+        default=None, ge=0, le=1024, description="Layer that is rewritten, from 0.", json_schema_extra={"position": 3}
     )
     coder_steps: int | None = Field(
-        None, ge=1, le=100_000_000, description="Training steps of the coder.", json_schema_extra={"position": 4}
+        default=None,
+        ge=1,
+        le=100_000_000,
+        description="Training steps of the coder.",
+        json_schema_extra={"position": 4},
     )
     max_quotes: int | None = Field(
-        None, ge=1, le=200, description="Quoted tokens in an explanation, at most.", json_schema_extra={"position": 5}
+        default=None,
+        ge=1,
+        le=200,
+        description="Quoted tokens in an explanation, at most.",
+        json_schema_extra={"position": 5},
     )
     max_words: int | None = Field(
-        None, ge=10, le=1000, description="Words in an explanation, at most.", json_schema_extra={"position": 6}
+        default=None, ge=10, le=1000, description="Words in an explanation, at most.", json_schema_extra={"position": 6}
     )
     resamples: int | None = Field(
-        None, ge=200, le=100_000, description="Bootstrap resamples.", json_schema_extra={"position": 7}
+        default=None, ge=200, le=100_000, description="Bootstrap resamples.", json_schema_extra={"position": 7}
     )
     settings: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="Any other setting, as dotted assignments: coder.skip=false",
         json_schema_extra={"position": 8},
     )
@@ -143,6 +157,27 @@ def chosen(profile: str) -> Profile:
     return PROFILES[profile]
 
 
+def require_runnable(profile: str, spec: RewriteSpec) -> None:
+    """Refuse to run what this version cannot do, or what has no revision yet. Planning needs neither."""
+    needs = chosen(profile).needs
+    if needs:
+        words = [CAPABILITIES[need] for need in needs]
+        listed = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+        raise NotYet(
+            f"profile {profile} cannot be run yet: it needs {listed}, which this version does not have. "
+            f"See what it would take with: nlrewrite plan --profile {profile}"
+        )
+    if isinstance(spec.subject, specs.HubSubject) and spec.subject.revision == UNCHOSEN:
+        raise SettingError(
+            f"the revision of {spec.subject.model} is not chosen. Choose one with --set subject.revision=<commit>"
+        )
+    source = spec.text.source
+    if isinstance(source, specs.HubDataset) and source.revision == UNCHOSEN:
+        raise SettingError(
+            f"the revision of {source.dataset} is not chosen. Choose one with --set text.source.revision=<commit>"
+        )
+
+
 def filled(spec: RewriteSpec, execution: Execution) -> RewriteSpec:
     """`spec` with the content of its local sources, so that equal names mean equal text and equal weights."""
     source, subject = spec.text.source, spec.subject
@@ -158,7 +193,7 @@ def filled(spec: RewriteSpec, execution: Execution) -> RewriteSpec:
 
         if execution.subject_folder is None:
             raise SettingError("subject.kind is folder and no folder is given. Name one with --subject-folder")
-        content = {"content": fingerprint_folder(execution.subject_folder)}
+        content = {"content": fingerprint_folder(Path(execution.subject_folder))}
         spec = spec.model_copy(update={"subject": subject.model_copy(update=content)})
     return spec
 
@@ -252,11 +287,21 @@ def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sentence(error: ValidationError) -> str:
-    """What is wrong with the first field, as `name: what it should be, not what it is`."""
+    """What is wrong with the first field: its name, what it should be, what it is, what to change."""
     first = error.errors()[0]
-    tags = {"tiny", "hub", "folder", "python-docs"}
+    tags = ("tiny", "hub", "folder", "python-docs")
     where = ".".join(str(part) for part in first["loc"] if part not in tags)
-    if first["type"] == "value_error":
-        return str(first["ctx"]["error"])
+    kind = next((str(part) for part in first["loc"] if part in tags), "")
+    section = where.rpartition(".")[0]
+    match first["type"]:
+        case "value_error":
+            return first["msg"].removeprefix("Value error, ")
+        case "extra_forbidden":
+            return f"{where} is not a setting of {section}.kind={kind}. Leave it out, or change --set {section}.kind"
+        case "missing":
+            return f"{where} is needed by {section}.kind={kind} and has no default. Give it with --set {where}=..."
+        case "union_tag_invalid":
+            kinds = first.get("ctx", {}).get("expected_tags", "")
+            return f"{where}.kind must be one of {kinds}: it is {first['input']['kind']!r}. Change --set {where}.kind"
     message = first["msg"][:1].lower() + first["msg"][1:]
     return f"{where}: {message}, not {first['input']!r}. Change --set {where}"

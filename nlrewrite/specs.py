@@ -26,14 +26,14 @@ class PythonDocs(Spec):
     """The English documentation that ships with the running Python interpreter."""
 
     kind: Literal["python-docs"] = "python-docs"
-    content: Sha256 = Field("", description="Filled in: sha256 of the sources the documents are read from.")
+    content: Sha256 = Field(default="", description="Filled in: sha256 of the sources the documents are read from.")
 
 
 class TextFolder(Spec):
     """Every *.txt, *.md and *.rst file below the folder that the execution names, one document each."""
 
     kind: Literal["folder"] = "folder"
-    content: Sha256 = Field("", description="Filled in: sha256 of the files.")
+    content: Sha256 = Field(default="", description="Filled in: sha256 of the files.")
 
 
 class HubDataset(Spec):
@@ -42,19 +42,19 @@ class HubDataset(Spec):
     kind: Literal["hub"] = "hub"
     dataset: str = Field(min_length=1, description="Dataset id, for instance HuggingFaceFW/fineweb-edu.")
     revision: Revision
-    config: str | None = Field(None, description="Configuration of the dataset, for instance sample-10BT.")
-    split: str = Field("train", description="The dataset's own split to read.")
-    field: str = Field("text", description="Column that holds the text.")
-    documents: int = Field(100_000, ge=1, description="Documents to read from the start of the stream.")
+    config: str | None = Field(default=None, description="Configuration of the dataset, for instance sample-10BT.")
+    split: str = Field(default="train", description="The dataset's own split to read.")
+    field: str = Field(default="text", description="Column that holds the text.")
+    documents: int = Field(default=100_000, ge=1, description="Documents to read from the start of the stream.")
 
 
 class Shares(Spec):
     """Share of the document groups that each split receives; they add up to one."""
 
-    train: float = Field(0.6, gt=0, lt=1)
-    explain: float = Field(0.2, gt=0, lt=1)
-    calibrate: float = Field(0.1, gt=0, lt=1)
-    report: float = Field(0.1, gt=0, lt=1)
+    train: float = Field(default=0.6, gt=0, lt=1)
+    explain: float = Field(default=0.2, gt=0, lt=1)
+    calibrate: float = Field(default=0.1, gt=0, lt=1)
+    report: float = Field(default=0.1, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _sum(self) -> "Shares":
@@ -65,19 +65,21 @@ class Shares(Spec):
 
 
 class TextSpec(Spec):
-    source: PythonDocs | TextFolder | HubDataset = Field(PythonDocs(), discriminator="kind")
+    source: PythonDocs | TextFolder | HubDataset = Field(default=PythonDocs(), discriminator="kind")
     shares: Shares = Shares()
-    seed: int = Field(0, ge=0, lt=1 << 31, description="Decides which document groups go to which split.")
+    seed: int = Field(default=0, ge=0, lt=1 << 31, description="Decides which document groups go to which split.")
 
 
 class TokensSpec(Spec):
     """How a document becomes windows of token ids."""
 
-    window: int = Field(64, ge=8, le=4096, description="Tokens in a window; the subject sees all of them.")
-    shortest: int = Field(32, ge=4, le=4096, description="Windows with fewer tokens are left out.")
-    windows_per_document: int = Field(32, ge=1, le=1024, description="Windows one document may give, but for train.")
+    window: int = Field(default=64, ge=8, le=4096, description="Tokens in a window; the subject sees all of them.")
+    shortest: int = Field(default=32, ge=4, le=4096, description="Windows with fewer tokens are left out.")
+    windows_per_document: int = Field(
+        default=32, ge=1, le=1024, description="Windows one document may give, but for train."
+    )
     limits: dict[Split, int] = Field(default_factory=dict, description="Most windows of a split; none: all there are.")
-    seed: int = Field(0, ge=0, lt=1 << 31)
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
 
     @model_validator(mode="after")
     def _order(self) -> "TokensSpec":
@@ -96,14 +98,14 @@ class TinySubject(Spec):
     """A small GPT-NeoX (parallel residual) and its byte-level BPE tokenizer, trained here on the train split."""
 
     kind: Literal["tiny"] = "tiny"
-    layers: int = Field(3, ge=1, le=24)
-    width: int = Field(96, ge=32, le=2048, multiple_of=32, description="Residual width; heads are 32 wide.")
-    vocabulary: int = Field(512, ge=300, le=65536)
-    context: int = Field(128, ge=32, le=4096, description="Longest text the model is trained on, in tokens.")
-    batch: int = Field(32, ge=1, le=4096)
-    steps: int = Field(700, ge=1, le=1_000_000)
-    learning_rate: float = Field(3e-3, gt=0, lt=1)
-    seed: int = Field(0, ge=0, lt=1 << 31)
+    layers: int = Field(default=3, ge=1, le=24)
+    width: int = Field(default=96, ge=32, le=2048, multiple_of=32, description="Residual width; heads are 32 wide.")
+    vocabulary: int = Field(default=512, ge=300, le=65536)
+    context: int = Field(default=128, ge=32, le=4096, description="Longest text the model is trained on, in tokens.")
+    batch: int = Field(default=32, ge=1, le=4096)
+    steps: int = Field(default=700, ge=1, le=1_000_000)
+    learning_rate: float = Field(default=3e-3, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
 
 
 class HubSubject(Spec):
@@ -119,7 +121,7 @@ class FolderSubject(Spec):
     """A local folder in Hugging Face's format; the execution says where it is."""
 
     kind: Literal["folder"] = "folder"
-    content: Sha256 = Field("", description="Filled in: sha256 of the folder's files.")
+    content: Sha256 = Field(default="", description="Filled in: sha256 of the folder's files.")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
@@ -130,22 +132,22 @@ class Site(Spec):
     """A place in the subject: what the coder reads and what its reconstruction replaces."""
 
     kind: Literal["mlp", "mlp-output", "residual"] = Field(
-        "mlp", description="mlp: input to output (transcoder); mlp-output and residual: SAE of that tensor."
+        default="mlp", description="mlp: input to output (transcoder); mlp-output and residual: SAE of that tensor."
     )
-    layer: int = Field(2, ge=0, le=1024, description="Index of the layer, from 0.")
+    layer: int = Field(default=2, ge=0, le=1024, description="Index of the layer, from 0.")
 
 
 class CoderSpec(Spec):
     """A TopK sparse coder: y_hat = W_dec' TopK(W_enc x + b_enc) + W_skip x + b_dec."""
 
     site: Site = Site()
-    width: int = Field(1024, ge=2, le=1 << 20, description="Number of latents.")
-    k: int = Field(16, ge=1, le=4096, description="Latents active on a token.")
-    skip: bool = Field(True, description="A linear path beside the latents (skip transcoder).")
-    steps: int = Field(1500, ge=1, le=100_000_000)
-    batch: int = Field(1024, ge=2, le=1 << 22, description="Tokens in one training step.")
-    learning_rate: float = Field(2e-3, gt=0, lt=1)
-    seed: int = Field(0, ge=0, lt=1 << 31)
+    width: int = Field(default=1024, ge=2, le=1 << 20, description="Number of latents.")
+    k: int = Field(default=16, ge=1, le=4096, description="Latents active on a token.")
+    skip: bool = Field(default=True, description="A linear path beside the latents (skip transcoder).")
+    steps: int = Field(default=1500, ge=1, le=100_000_000)
+    batch: int = Field(default=1024, ge=2, le=1 << 22, description="Tokens in one training step.")
+    learning_rate: float = Field(default=2e-3, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
 
     @model_validator(mode="after")
     def _check(self) -> "CoderSpec":
@@ -165,8 +167,8 @@ class ActivationsSpec(Spec):
     """The coder's activations on one split, and what is known of each latent from them."""
 
     split: Split = "explain"
-    examples: int = Field(2, ge=0, le=100, description="Example windows kept per latent and decile.")
-    seed: int = Field(0, ge=0, lt=1 << 31)
+    examples: int = Field(default=2, ge=0, le=100, description="Example windows kept per latent and decile.")
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
 
 
 # -- language ---------------------------------------------------------------------------------------------------------
@@ -175,35 +177,41 @@ class ActivationsSpec(Spec):
 class ExplainSpec(Spec):
     """The rule explainer: sentences in controlled English, learned on the explain split."""
 
-    max_quotes: int = Field(12, ge=1, le=200, description="Quoted tokens in a sentence, at most.")
-    max_words: int = Field(60, ge=10, le=1000, description="Words in a sentence, at most.")
-    min_active: int = Field(20, ge=1, description="Latents active on fewer tokens get no sentence.")
-    reach: int = Field(8, ge=1, le=64, description="Tokens that 'recently' looks back.")
-    seed: int = Field(0, ge=0, lt=1 << 31)
+    max_quotes: int = Field(default=12, ge=1, le=200, description="Quoted tokens in a sentence, at most.")
+    max_words: int = Field(default=60, ge=10, le=1000, description="Words in a sentence, at most.")
+    min_active: int = Field(default=20, ge=1, description="Latents active on fewer tokens get no sentence.")
+    reach: int = Field(default=8, ge=1, le=64, description="Tokens that 'recently' looks back.")
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
 
 
 class SimulateSpec(Spec):
     """The rule reader applied to every sentence and every position of one split's windows."""
 
     split: Split = "report"
-    window: int = Field(32, ge=1, le=4096, description="Tokens of the context that the simulator sees, the last ones.")
-    shuffle: bool = Field(False, description="Control: every latent gets another latent's sentence.")
-    seed: int = Field(0, ge=0, lt=1 << 31)
+    window: int = Field(
+        default=32, ge=1, le=4096, description="Tokens of the context that the simulator sees, the last ones."
+    )
+    shuffle: bool = Field(default=False, description="Control: every latent gets another latent's sentence.")
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
 
 
 class ScoreSpec(Spec):
     """Detection and fuzzing at 50/50, and the scores that hold at natural prevalence."""
 
-    examples: int = Field(50, ge=10, le=1000, description="Activating examples per latent, and as many that are not.")
-    seed: int = Field(0, ge=0, lt=1 << 31)
+    examples: int = Field(
+        default=50, ge=10, le=1000, description="Activating examples per latent, and as many that are not."
+    )
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
 
 
 class CalibrateSpec(Spec):
     """Maps from the simulator's digits to activations, fitted on the calibrate split."""
 
-    calibrators: tuple[str, ...] = Field(("none", "quantile-6", "hurdle"), min_length=1)
-    folds: int = Field(2, ge=2, le=20, description="Folds over document groups that choose the default calibrator.")
-    seed: int = Field(0, ge=0, lt=1 << 31)
+    calibrators: tuple[str, ...] = Field(default=("none", "quantile-6", "hurdle"), min_length=1)
+    folds: int = Field(
+        default=2, ge=2, le=20, description="Folds over document groups that choose the default calibrator."
+    )
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
 
 
 # -- evaluation -------------------------------------------------------------------------------------------------------
@@ -212,14 +220,16 @@ class CalibrateSpec(Spec):
 class EvaluateSpec(Spec):
     """Which arms are patched in, where, and how their losses are summed up."""
 
-    fractions: tuple[float, ...] = Field((0.1, 0.25, 0.5, 0.75, 1.0), min_length=1)
-    positions: tuple[Literal["all", "last"], ...] = Field(("all", "last"), min_length=1)
+    fractions: tuple[float, ...] = Field(default=(0.1, 0.25, 0.5, 0.75, 1.0), min_length=1)
+    positions: tuple[Literal["all", "last"], ...] = Field(default=("all", "last"), min_length=1)
     selections: tuple[Literal["top", "sampled"], ...] = ("top", "sampled")
-    subsets: int = Field(2, ge=1, le=100, description="Random subsets of latents that 'sampled' draws.")
+    subsets: int = Field(default=2, ge=1, le=100, description="Random subsets of latents that 'sampled' draws.")
     topk: tuple[Literal["none", "values", "deviations"], ...] = ("none",)
-    least_base_loss: float = Field(0.0, ge=0, description="Prompts with a lower base loss are left out (P2: 0.1).")
-    resamples: int = Field(2000, ge=200, le=100_000, description="Bootstrap resamples over document groups.")
-    seed: int = Field(0, ge=0, lt=1 << 31)
+    least_base_loss: float = Field(
+        default=0.0, ge=0, description="Prompts with a lower base loss are left out (P2: 0.1)."
+    )
+    resamples: int = Field(default=2000, ge=200, le=100_000, description="Bootstrap resamples over document groups.")
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
 
     @model_validator(mode="after")
     def _fractions(self) -> "EvaluateSpec":
@@ -234,8 +244,10 @@ class EvaluateSpec(Spec):
 class ReportSpec(Spec):
     """What the pages show; the numbers come from the evaluation."""
 
-    latents: int = Field(200, ge=0, le=100_000, description="Latents the page lists, the most energetic ones first.")
-    examples: int = Field(6, ge=0, le=40, description="Examples shown for each of them.")
+    latents: int = Field(
+        default=200, ge=0, le=100_000, description="Latents the page lists, the most energetic ones first."
+    )
+    examples: int = Field(default=6, ge=0, le=40, description="Examples shown for each of them.")
 
 
 class RewriteSpec(Spec):

@@ -1,0 +1,284 @@
+"""The settings of the published experiments as profiles: what they did, in numbers, and what it takes to do it.
+
+In: nothing. Out: for each profile the fields of a RewriteSpec that this program has, a `Published` with the numbers it
+plans with, and the capabilities a run needs. Invariant: hub models and datasets stand at a full commit id, or at
+`UNCHOSEN`, which plans and does not run.
+
+The texts: "Partially Rewriting a Transformer in Natural Language" (Paulo & Belrose, January 2025; first version),
+its later version "Can We Partially Rewrite Transformers in Natural Language?" (2025), the blog post "Partially
+rewriting an LLM in natural language" (November 2024), and "Transcoders enable fine-grained interpretable circuit
+analysis for language models" (Dunefsky, Chlenski, Nanda, April 2024).
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+UNCHOSEN = "0" * 40
+
+CAPABILITIES: dict[str, str] = {
+    "llm-explainer": "explanations written by an LLM",
+    "llm-simulator": "a simulator that is an LLM",
+    "published-coder": "coders loaded from published checkpoints",
+    "jumprelu-coder": "JumpReLU coders",
+    "relu-coder": "ReLU coders with an L1 penalty",
+    "signum": "the Signum optimizer",
+    "prompt-lengths": "next-token prompts of a random length",
+    "all-layers": "several layers replaced at once",
+    "circuits": "circuits through transcoders",
+}
+"""What profiles ask for and this version does not have, in words that complete "it needs ..."."""
+
+
+class Published(BaseModel):
+    """What a published experiment did, as far as its numbers decide the cost of doing it again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(description="The text that reports it.")
+    latents: int = Field(ge=1, description="Latents of the coder; of each coder, where there are several.")
+    coders: int = Field(default=1, ge=1)
+    coder: str = Field(description="Kind of coder, and the published checkpoint where there is one.")
+    training_tokens: int = Field(ge=0, description="Tokens the coder was trained on.")
+    training_window: int = Field(default=2049, ge=1)
+    activation_tokens: int = Field(ge=0, description="Tokens over which activations were collected.")
+    least_active: int = Field(
+        default=0, ge=0, description="Latents active on no more tokens than this were not explained."
+    )
+    explainer: str = ""
+    explainer_examples: int = Field(default=0, ge=0)
+    simulator: str = ""
+    contexts: int = Field(default=0, ge=0, description="Contexts whose last token was simulated.")
+    asked: int = Field(default=0, ge=0, description="Latents asked about in one context.")
+    prompt: tuple[int, int] = Field(
+        default=(32, 256), description="Shortest and longest next-token prompt, drawn uniformly."
+    )
+    evaluation_tokens: int = Field(default=0, ge=0, description="Tokens of an evaluation that needs no simulator.")
+    summary_of_effect: Literal["mean", "median absolute"] = "mean"
+    ablation: Literal["mean", "zero"] = "mean"
+
+    @property
+    def queries(self) -> int:
+        """Questions to the simulator: one for each context and latent asked about."""
+        return self.contexts * self.asked
+
+
+PILE = {
+    "kind": "hub",
+    "dataset": "monology/pile-uncopyrighted",
+    "revision": "3be90335b66f24456a5d6659d9c8d208c0357119",
+    "documents": 6_000_000,
+}
+FINEWEB_EDU = {
+    "kind": "hub",
+    "dataset": "HuggingFaceFW/fineweb-edu",
+    "revision": "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9",
+    "config": "sample-10BT",
+    "documents": 1_000_000,
+}
+OPENWEBTEXT = {
+    "kind": "hub",
+    "dataset": "Skylion007/openwebtext",
+    "revision": "f3808c30e817981b845ec549c43e82bb467d8144",
+    "documents": 100_000,
+}
+REDPAJAMA = {
+    "kind": "hub",
+    "dataset": "togethercomputer/RedPajama-Data-V2",
+    "revision": UNCHOSEN,
+    "config": "sample",
+    "field": "raw_content",
+    "documents": 100_000,
+}
+PYTHIA = {"kind": "hub", "model": "EleutherAI/pythia-160m", "revision": "50f5173d932e8e61f858120bcb800b97af589f46"}
+SMOLLM2 = {
+    "kind": "hub",
+    "model": "HuggingFaceTB/SmolLM2-135M",
+    "revision": "93efa2f097d58c2a74874c7e644dbc9b0cee75a2",
+}
+GEMMA = {
+    "kind": "hub",
+    "model": "google/gemma-2-9b",
+    "revision": "33c193028431c2fde6c6e51f29e6f17b60cbfac6",
+    "dtype": "float16",
+}
+GPT2 = {"kind": "hub", "model": "openai-community/gpt2", "revision": "607a30d783dfa663caf39e06633721c8d4cfcd7e"}
+
+FRACTIONS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+LATER = "Can We Partially Rewrite Transformers in Natural Language? (2025)"
+FIRST = "Partially Rewriting a Transformer in Natural Language (January 2025)"
+BLOG = "Partially rewriting an LLM in natural language (November 2024)"
+CIRCUITS = "Transcoders enable fine-grained interpretable circuit analysis for language models (April 2024)"
+LLAMA_70B, LLAMA_8B = "meta-llama/Llama-3.1-70B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"
+BATCH = 64 * 2049
+REWRITING = ("llm-explainer", "llm-simulator", "published-coder", "prompt-lengths")
+
+
+def _rewriting(
+    text: dict[str, Any], subject: dict[str, Any], coder: dict[str, Any], contexts: int, least_base_loss: float
+) -> dict[str, Any]:
+    """The fields that both versions of the paper share: 10 M tokens of 256 to explain with, the last token replaced."""
+    return {
+        "text": {"source": text},
+        "tokens": {"window": 256, "limits": {"explain": 10_000_000 // 256, "calibrate": contexts, "report": contexts}},
+        "subject": subject,
+        "coder": coder,
+        "activations": {"examples": 4},
+        "explain": {"min_active": 201},
+        "calibrate": {"calibrators": ("none", "quantile-1")},
+        "evaluate": {
+            "fractions": FRACTIONS,
+            "positions": ("last",),
+            "topk": ("values",),
+            "least_base_loss": least_base_loss,
+        },
+    }
+
+
+def _coder(kind: str, layer: int, width: int, k: int, skip: bool, tokens: int, rate: float) -> dict[str, Any]:
+    return {
+        "site": {"kind": kind, "layer": layer},
+        "width": width,
+        "k": k,
+        "skip": skip,
+        "steps": tokens // BATCH,
+        "batch": BATCH,
+        "learning_rate": rate,
+    }
+
+
+PYTHIA_TRANSCODER = _coder("mlp", 6, 32_768, 32, True, 8_000_000_000, 1.41e-4)
+PYTHIA_SAE = _coder("residual", 6, 32_768, 32, False, 8_000_000_000, 1.41e-4)
+SMOLLM2_TRANSCODER = _coder("mlp", 15, 18_432, 128, True, 1_000_000_000, 4.71e-3)
+
+RewriteFields = dict[str, Any]
+PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
+    "pythia-160m-transcoder": (
+        "Pythia-160M, MLP of layer 6 (counted from 0), skip transcoder; the later version's settings.",
+        _rewriting(PILE, PYTHIA, PYTHIA_TRANSCODER, 10_000, 0.1),
+        Published(
+            source=LATER,
+            latents=32_768,
+            coder="TopK skip transcoder, k=32",
+            training_tokens=8_000_000_000,
+            activation_tokens=10_000_000,
+            least_active=200,
+            explainer=LLAMA_70B,
+            explainer_examples=40,
+            simulator=LLAMA_8B,
+            contexts=10_000,
+            asked=32_768,
+        ),
+        REWRITING,
+    ),
+    "pythia-160m-transcoder-p1": (
+        "As pythia-160m-transcoder, with the first version's summary: zero ablation, median absolute difference.",
+        _rewriting(PILE, PYTHIA, PYTHIA_TRANSCODER, 10_000, 0.0),
+        Published(
+            source=FIRST,
+            latents=32_768,
+            coder="TopK skip transcoder, k=32",
+            training_tokens=8_000_000_000,
+            activation_tokens=10_000_000,
+            least_active=200,
+            explainer=LLAMA_70B,
+            explainer_examples=40,
+            simulator=LLAMA_8B,
+            contexts=10_000,
+            asked=32_768,
+            summary_of_effect="median absolute",
+            ablation="zero",
+        ),
+        REWRITING,
+    ),
+    "pythia-160m-sae": (
+        "Pythia-160M, residual stream after layer 6 (counted from 0), TopK SAE.",
+        _rewriting(PILE, PYTHIA, PYTHIA_SAE, 1_000, 0.1),
+        Published(
+            source=LATER,
+            latents=32_768,
+            coder="TopK SAE, k=32",
+            training_tokens=8_000_000_000,
+            activation_tokens=10_000_000,
+            least_active=200,
+            explainer=LLAMA_70B,
+            explainer_examples=40,
+            simulator=LLAMA_8B,
+            contexts=1_000,
+            asked=32_768,
+        ),
+        REWRITING,
+    ),
+    "smollm2-135m-transcoder": (
+        "SmolLM2-135M, MLP of layer 15, skip transcoder trained with Signum.",
+        _rewriting(FINEWEB_EDU, SMOLLM2, SMOLLM2_TRANSCODER, 2_000, 0.1),
+        Published(
+            source=LATER,
+            latents=18_432,
+            coder="TopK skip transcoder, k=128",
+            training_tokens=1_000_000_000,
+            activation_tokens=10_000_000,
+            least_active=200,
+            explainer=LLAMA_70B,
+            explainer_examples=40,
+            simulator=LLAMA_8B,
+            contexts=2_000,
+            asked=18_432,
+        ),
+        (*REWRITING, "signum"),
+    ),
+    "gemma-2-9b-sae": (
+        "Gemma 2 9B, residual stream after layer 11, public JumpReLU SAE with 131k latents; k stands for its mean L0.",
+        {
+            "text": {"source": REDPAJAMA},
+            "tokens": {"window": 256, "limits": {"calibrate": 1_000, "report": 1_000}},
+            "subject": GEMMA,
+            "coder": {"site": {"kind": "residual", "layer": 11}, "width": 131_072, "k": 49, "skip": False},
+            "activations": {"examples": 4},
+            "evaluate": {"positions": ("last",)},
+        },
+        Published(
+            source=BLOG,
+            latents=131_072,
+            coder="JumpReLU SAE, google/gemma-scope-9b-pt-res, layer 11, width 131k, mean L0 49",
+            training_tokens=0,
+            training_window=1024,
+            activation_tokens=10_000_000,
+            least_active=200,
+            explainer=LLAMA_70B,
+            explainer_examples=40,
+            simulator=LLAMA_8B,
+            contexts=1_000,
+            asked=1_049,
+        ),
+        ("llm-explainer", "llm-simulator", "published-coder", "jumprelu-coder"),
+    ),
+    "gpt2-small-transcoders": (
+        "GPT-2 small, a ReLU transcoder on every MLP, all of them replaced; the plan walks layer 8 of the sweep.",
+        {
+            "text": {"source": OPENWEBTEXT},
+            "tokens": {"window": 128, "limits": {"report": 12_800}},
+            "subject": GPT2,
+            "coder": {
+                "site": {"kind": "mlp", "layer": 8},
+                "width": 24_576,
+                "skip": False,
+                "steps": 60_000_000 // 4096,
+                "batch": 4096,
+                "learning_rate": 4e-4,
+            },
+        },
+        Published(
+            source=CIRCUITS,
+            latents=24_576,
+            coders=12,
+            coder="ReLU transcoder with an L1 penalty, no skip",
+            training_tokens=60_000_000,
+            training_window=128,
+            activation_tokens=0,
+            prompt=(128, 128),
+            evaluation_tokens=1_638_400,
+        ),
+        ("relu-coder", "published-coder", "all-layers", "circuits"),
+    ),
+}
