@@ -17,15 +17,11 @@ def folded(text: str) -> str:
 
 def groups(texts: list[str]) -> np.ndarray:
     """int64 [documents]: equal numbers for linked documents, numbered from 0 in order of first appearance."""
-    forest = Forest(len(texts))
-    first: dict[str, int] = {}
-    for document, text in enumerate(texts):
-        forest.join(document, first.setdefault(folded(text), document))
-    different = np.array(sorted(first.values()), dtype=np.int64)
-    _join_overlapping(forest, different, shingles([texts[document] for document in different]))
-    roots = [forest.root(document) for document in range(len(texts))]
+    place: dict[str, int] = {}
+    same = np.array([place.setdefault(folded(text), len(place)) for text in texts], dtype=np.int64)
+    label = linked(shingles(list(place)))[same]
     number: dict[int, int] = {}
-    return np.array([number.setdefault(root, len(number)) for root in roots], dtype=np.int64)
+    return np.array([number.setdefault(each, len(number)) for each in label.tolist()], dtype=np.int64)
 
 
 def shingles(texts: list[str]) -> list[np.ndarray]:
@@ -36,57 +32,48 @@ def shingles(texts: list[str]) -> list[np.ndarray]:
     vocabulary: dict[str, int] = {}
     words = [[vocabulary.setdefault(word, len(vocabulary)) for word in text.split()] for text in texts]
     ends = np.cumsum([len(each) for each in words], dtype=np.int64)
-    ids = np.fromiter((word for each in words for word in each), dtype=np.int64, count=int(ends[-1]) if texts else 0)
+    ids = np.array([word for each in words for word in each], dtype=np.int64)
+    if len(ids) < SHINGLE:
+        return [np.empty(0, dtype=np.int64) for _ in texts]
     width = 1
-    while width < SHINGLE and len(ids) > width:
+    while width < SHINGLE:
         pairs = ids[:-width] * (ids.max() + 1) + ids[width:]
-        ids = np.unique(pairs, return_inverse=True)[1].astype(np.int64)
+        ids = np.unique(pairs, return_inverse=True)[1]
         width *= 2
-    starts = np.concatenate([[0], ends[:-1]]) if texts else []
+    starts = np.concatenate([[0], ends[:-1]])
     return [np.unique(ids[start : max(start, end - SHINGLE + 1)]) for start, end in zip(starts, ends, strict=True)]
 
 
-def _join_overlapping(forest: "Forest", documents: np.ndarray, shingles_of: list[np.ndarray]) -> None:
-    """Link each document to those that hold more than half of its shingles.
+def linked(shingles_of: list[np.ndarray]) -> np.ndarray:
+    """int64 [documents]: a label for each, equal for those that a chain of links connects.
 
     More than half of n shingles are held only by a document that holds one of any ceil(n / 2) of them: it is enough to
-    look up the rarest ones, and shingles of half the corpus (licences, headings) are never looked up in vain.
+    look up the rarest ones. A shingle whose holders are all in one group already has nothing left to tell.
     """
+    label = np.arange(len(shingles_of))
     if not shingles_of:
-        return
+        return label
     everything = np.concatenate(shingles_of)
     counts = np.bincount(everything)
-    order = np.argsort(everything, kind="stable")
-    holders = np.repeat(np.arange(len(shingles_of)), [len(each) for each in shingles_of])[order]
+    holders = np.repeat(label, [len(each) for each in shingles_of])[np.argsort(everything, kind="stable")]
     begins = np.concatenate([[0], np.cumsum(counts)])
+    settled = counts < 2
     for document, own in enumerate(shingles_of):
         need = len(own) // 2 + 1
         rarest = own[np.argsort(counts[own], kind="stable")][: len(own) - need + 1]
-        candidates = {
-            int(holder)
-            for shingle in rarest[counts[rarest] > 1]
-            for holder in holders[begins[shingle] : begins[shingle + 1]]
-        }
-        for candidate in candidates - {document}:
-            if forest.root(int(documents[candidate])) == forest.root(int(documents[document])):
-                continue
-            other = shingles_of[candidate]
-            if len(other) >= len(own) and len(np.intersect1d(own, other, assume_unique=True)) >= need:
-                forest.join(int(documents[document]), int(documents[candidate]))
+        compared: set[int] = set()
+        for shingle in rarest[~settled[rarest]]:
+            held_by = holders[begins[shingle] : begins[shingle + 1]]
+            elsewhere = held_by[label[held_by] != label[document]].tolist()
+            settled[shingle] = not elsewhere
+            for other in elsewhere:
+                if other in compared or label[other] == label[document]:
+                    continue
+                compared.add(other)
+                if len(shingles_of[other]) >= len(own) and shared(own, shingles_of[other]) >= need:
+                    label[label == label[other]] = label[document]
+    return label
 
 
-class Forest:
-    """Disjoint sets of 0..size-1."""
-
-    def __init__(self, size: int) -> None:
-        self.parent = list(range(size))
-
-    def root(self, item: int) -> int:
-        while self.parent[item] != item:
-            self.parent[item] = self.parent[self.parent[item]]
-            item = self.parent[item]
-        return item
-
-    def join(self, one: int, other: int) -> None:
-        one, other = self.root(one), self.root(other)
-        self.parent[max(one, other)] = min(one, other)
+def shared(one: np.ndarray, other: np.ndarray) -> int:
+    return len(np.intersect1d(one, other, assume_unique=True))
