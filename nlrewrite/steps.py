@@ -18,8 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from nlrewrite import specs
-from nlrewrite.artifacts import Artifact, Finding, Folder, Manifest, Provenance, Store, canonical, digest
-from nlrewrite.artifacts.store import Describe, input_record
+from nlrewrite.artifacts import Artifact, Finding, Folder, Manifest, Provenance, Store, digest
 from nlrewrite.execution import Execution
 from nlrewrite.progress import Progress
 
@@ -80,7 +79,7 @@ def build(
     run: str,
     finding: Finding,
 ) -> Manifest:
-    """Make `artifact` and commit it. `finding` is why it is needed; a manifest that no longer holds is forgotten."""
+    """Make `artifact` and commit it. `finding` is why; the manifest it names, which no longer holds, is replaced."""
     step = STEPS[artifact.kind]
     folders: dict[str, Folder] = {label: store.folder(each) for label, each in inputs.items()}
     module, _, function = step.function.partition(":")
@@ -88,16 +87,14 @@ def build(
     with store.attempt(artifact) as attempt:
         _limit_threads(execution.threads)
         getattr(importlib.import_module(module), function)(spec, folders, attempt.folder, Running(execution, progress))
-        describe = Describe(
-            artifact=artifact,
+        return store.commit(
+            attempt,
             version=step.version,
-            spec=canonical(spec),
-            inputs={label: input_record(folder.manifest) for label, folder in folders.items()},
+            spec=spec,
+            inputs={label: folder.manifest for label, folder in folders.items()},
             made=provenance(step, execution, run, time.perf_counter() - started),
+            instead_of=finding.manifest,
         )
-        if finding.manifest is not None:
-            store.forget(artifact)
-        return store.commit(attempt, describe)
 
 
 def provenance(step: Step, execution: Execution, run: str, seconds: float) -> Provenance:

@@ -5,6 +5,7 @@ exists exactly when its manifest can be read, every file the manifest names answ
 it was made from are the ones their manifests name now. Nothing half-written is ever taken for whole.
 """
 
+from nlrewrite.artifacts.difference import Nearest
 from nlrewrite.artifacts.digest import canonical, digest
 from nlrewrite.artifacts.manifest import Artifact, FileEntry, InputRecord, Manifest, Provenance
 from nlrewrite.artifacts.store import Attempt, Finding, Folder, Store
@@ -17,6 +18,7 @@ __all__ = [
     "Folder",
     "InputRecord",
     "Manifest",
+    "Nearest",
     "Provenance",
     "Store",
     "canonical",

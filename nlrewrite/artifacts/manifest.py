@@ -4,12 +4,17 @@ Invariant: a manifest is plain JSON that needs no class of ours to be read, and 
 equal results (times, host, versions, attempt names) stands under `attempt`, `made` and the inputs' attempts.
 """
 
+import hashlib
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nlrewrite.errors import SettingError
 
 
 class Record(BaseModel):
+    """Frozen, and forgiving: a field that a later version adds does not keep an earlier one from reading."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
@@ -25,7 +30,13 @@ class Artifact(Record):
     @classmethod
     def parse(cls, name: str) -> "Artifact":
         kind, _, digest = name.partition("/")
-        return cls(kind=kind, digest=digest)
+        try:
+            return cls(kind=kind, digest=digest)
+        except ValidationError as error:
+            raise SettingError(
+                f"an artifact is named kind/digest, the digest having 16 hexadecimal digits: {name!r}. "
+                f"See the names with: nlrewrite status"
+            ) from error
 
 
 class FileEntry(Record):
@@ -40,6 +51,12 @@ class InputRecord(Record):
     artifact: Artifact
     attempt: str
     files: str
+
+    @classmethod
+    def of(cls, manifest: "Manifest") -> "InputRecord":
+        text = "\n".join(f"{entry.path} {entry.sha256}" for entry in manifest.files)
+        files = hashlib.sha256(text.encode()).hexdigest()
+        return cls(artifact=manifest.artifact, attempt=manifest.attempt, files=files)
 
 
 class Provenance(Record):
