@@ -1,4 +1,4 @@
-"""The two ways to walk the composition: plan it (name everything, build nothing) and run it (build what is missing).
+"""Running the composition: build what the store does not hold, and publish the report.
 
 In: the spec of a rewriting, a store, the steps to refresh. Out: one row per step, and after a run the published
 `results.json` and `report.html`. The pieces `decide`, `built`, `hit` and `publish` are what a Prefect task calls too,
@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from nlrewrite.artifacts import Artifact, Finding, Manifest, Store
 from nlrewrite.composition import rewrite
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
+from nlrewrite.profiles import require_runnable
 from nlrewrite.progress import Progress
 from nlrewrite.specs import RewriteSpec, Spec
 
@@ -49,22 +50,6 @@ class StepRow(BaseModel):
     def published(self) -> dict[str, Any]:
         """The row as it stands in results.json."""
         fields = self.model_dump(include={"step", "state", "seconds", "bytes"})
-        return {"step": fields["step"], "artifact": str(self.artifact), **fields}
-
-
-class PlanRow(BaseModel):
-    """What a run would do with one step, and why."""
-
-    model_config = ConfigDict(frozen=True)
-
-    step: str
-    artifact: Artifact
-    state: Literal["hit", "missing", "stale", "damaged", "downstream", "refresh"]
-    why: str
-    drift: bool
-
-    def published(self) -> dict[str, Any]:
-        fields = self.model_dump(include={"step", "state", "why", "drift"})
         return {"step": fields["step"], "artifact": str(self.artifact), **fields}
 
 
@@ -164,7 +149,7 @@ def publish(store: Store, report: Artifact, rows: Collection[StepRow], folder: P
     return Outcome(rows=tuple(rows), results=results, results_path=results_path, report_path=report_path)
 
 
-def _replace(target: Path, write: Any) -> None:
+def _replace(target: Path, write: Callable[[Path], object]) -> None:
     """Readers of `target` see the old file or the new one, never a part."""
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     write(temporary)
@@ -203,6 +188,20 @@ class Builder:
         return artifact
 
 
+class _named:
+    """Adds to an exception which step it came from."""
+
+    def __init__(self, label: str, artifact: Artifact) -> None:
+        self._note = f"while building {label} ({artifact})"
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            error.add_note(self._note)
+
+
 def run_local(
     spec: RewriteSpec,
     profile: str,
@@ -211,52 +210,10 @@ def run_local(
     progress: Progress,
 ) -> Outcome:
     """Build what is missing for `spec`, one step after the other in this process, and publish the report."""
+    require_runnable(profile, spec)
     refresh = check_refresh(refresh, labels(spec))
     store = Store(execution.store, execution.scratch)
     run = f"local-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"
     builder = Builder(store, execution, progress, run, refresh)
     rewritten = rewrite(spec, builder)
     return publish(store, rewritten.report, builder.rows, Path(execution.runs) / profile)
-
-
-# -- planning ---------------------------------------------------------------------------------------------------------
-
-
-class Planner:
-    """A step runner that only names artifacts. `rows` says what a run would find and do."""
-
-    def __init__(self, store: Store, refresh: Collection[str] = ()) -> None:
-        self.store = store
-        self.refresh = refresh
-        self.rows: list[PlanRow] = []
-        self._states: dict[Artifact, str] = {}
-
-    def __call__(self, label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
-        artifact, finding = decide(self.store, label, kind, spec, inputs, self.refresh)
-        state, why = self._verdict(artifact, finding, spec, inputs)
-        drift = finding.manifest is not None and drifted(finding.manifest)
-        self.rows.append(PlanRow(step=label, artifact=artifact, state=state, why=why, drift=drift))
-        self._states[artifact] = state
-        return artifact
-
-    def _verdict(
-        self, artifact: Artifact, finding: Finding, spec: Spec, inputs: Mapping[str, Artifact]
-    ) -> tuple[Literal["hit", "missing", "stale", "damaged", "downstream", "refresh"], str]:
-        if finding.why == REFRESH:
-            return "refresh", finding.why
-        waiting = [name for name, each in inputs.items() if self._states[each] != "hit"]
-        if waiting and finding.state in ("hit", "stale"):
-            return "downstream", f"its input {waiting[0]} will be rebuilt"
-        if waiting and finding.state == "missing":
-            return "missing", f"its input {waiting[0]} will be built"
-        if finding.state == "missing":
-            return "missing", self.store.nearest(artifact, spec) or finding.why
-        return finding.state, finding.why
-
-
-def plan(spec: RewriteSpec, refresh: Collection[str], execution: Execution) -> list[PlanRow]:
-    """What `run_local` would do with every step of `spec`, in order."""
-    refresh = check_refresh(refresh, labels(spec))
-    planner = Planner(Store(execution.store, execution.scratch), refresh)
-    rewrite(spec, planner)
-    return planner.rows

@@ -49,7 +49,9 @@ class Published(BaseModel):
     explainer_examples: int = Field(default=0, ge=0)
     simulator: str = ""
     contexts: int = Field(default=0, ge=0, description="Contexts whose last token was simulated.")
-    asked: int = Field(default=0, ge=0, description="Latents asked about in one context.")
+    asked: int | None = Field(
+        default=None, ge=1, description="Latents asked about in one context; none: all there are."
+    )
     prompt: tuple[int, int] = Field(
         default=(32, 256), description="Shortest and longest next-token prompt, drawn uniformly."
     )
@@ -57,10 +59,9 @@ class Published(BaseModel):
     summary_of_effect: Literal["mean", "median absolute"] = "mean"
     ablation: Literal["mean", "zero"] = "mean"
 
-    @property
-    def queries(self) -> int:
+    def queries(self, latents: int) -> int:
         """Questions to the simulator: one for each context and latent asked about."""
-        return self.contexts * self.asked
+        return self.contexts * (self.asked or latents)
 
 
 PILE = {
@@ -167,7 +168,6 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
             explainer_examples=40,
             simulator=LLAMA_8B,
             contexts=10_000,
-            asked=32_768,
         ),
         REWRITING,
     ),
@@ -185,7 +185,6 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
             explainer_examples=40,
             simulator=LLAMA_8B,
             contexts=10_000,
-            asked=32_768,
             summary_of_effect="median absolute",
             ablation="zero",
         ),
@@ -205,7 +204,6 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
             explainer_examples=40,
             simulator=LLAMA_8B,
             contexts=1_000,
-            asked=32_768,
         ),
         REWRITING,
     ),
@@ -223,7 +221,6 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
             explainer_examples=40,
             simulator=LLAMA_8B,
             contexts=2_000,
-            asked=18_432,
         ),
         (*REWRITING, "signum"),
     ),

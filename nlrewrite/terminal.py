@@ -1,0 +1,224 @@
+"""What the command line shows: progress while something is made, and tables that paste well when it is done.
+
+In: stages of work, rows of steps, the content of results.json. Out: bars or lines on standard error, text for standard
+output. Invariant: nothing here changes a result; a table is valid Markdown and reads well as it is.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nlrewrite.progress import Advance, Progress
+
+if TYPE_CHECKING:
+    from nlrewrite.pipeline import StepRow
+    from nlrewrite.planning import Plan
+
+LINE_SECONDS = 10.0
+
+
+# -- progress ---------------------------------------------------------------------------------------------------------
+
+
+class LineProgress(Progress):
+    """A plain line for each stage that lasts, at most every ten seconds. For logs and pipes."""
+
+    def __init__(self, write: Callable[[str], object], every: float = LINE_SECONDS) -> None:
+        self._write = write
+        self._every = every
+
+    @contextmanager
+    def stage(self, label: str, total: int) -> Iterator[Advance]:
+        done, started = 0, time.monotonic()
+        last = started
+
+        def advance(amount: int = 1, note: str = "") -> None:
+            nonlocal done, last
+            done += amount
+            now = time.monotonic()
+            if now - last >= self._every:
+                last = now
+                self._write(f"  {label}: {done} of {total}{note and f', {note}'}, {now - started:.0f} s\n")
+
+        yield advance
+
+
+class BarProgress(Progress):
+    """A bar for each stage, on a terminal. Finished stages disappear; what the log says stays above the bars."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True)
+
+    @contextmanager
+    def stage(self, label: str, total: int) -> Iterator[Advance]:
+        from rich import progress
+
+        columns = (
+            progress.TextColumn("  {task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[note]}"),
+        )
+        with progress.Progress(*columns, console=self._console, transient=True) as bars:
+            bar = bars.add_task(label, total=total, note="")
+
+            def advance(amount: int = 1, note: str = "") -> None:
+                bars.update(bar, advance=amount, **({"note": note} if note else {}))
+
+            yield advance
+
+
+def progress(quiet: bool) -> Progress:
+    """Bars on a terminal, lines elsewhere, nothing when quiet."""
+    if quiet:
+        return Progress()
+    return BarProgress() if sys.stderr.isatty() else LineProgress(lambda text: sys.stderr.write(text))
+
+
+class LogLines(logging.Handler):
+    """Log records as lines on whatever standard error is at the time, so that bars are not torn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{self.format(record)}\n")
+
+
+def show_log(level: int) -> None:
+    """Show this package's log from `level` on, and warnings of the others."""
+    handler = LogLines()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("nlrewrite").setLevel(level)
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> str:
+    """A Markdown table whose columns also line up as plain text; columns named in `right` are aligned to the right."""
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (columns, *rows)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+    lines = [
+        "| "
+        + " | ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for cell, width, column in zip(row, widths, columns, strict=True)
+        )
+        + " |"
+        for row in cells
+    ]
+    rules = [
+        "-" * (width + 1) + (":" if column in right else "-") for width, column in zip(widths, columns, strict=True)
+    ]
+    return "\n".join([lines[0], f"|{'|'.join(rules)}|", *lines[1:]])
+
+
+def steps_table(rows: Sequence["StepRow"]) -> str:
+    """What became of every step of a run."""
+    return table(
+        ("step", "artifact", "state", "seconds", "size", "drift"),
+        [
+            (
+                row.step,
+                str(row.artifact),
+                row.state,
+                f"{row.seconds:.1f}",
+                size(row.bytes),
+                "sources edited since" if row.drift else "",
+            )
+            for row in rows
+        ],
+        right=("seconds", "size"),
+    )
+
+
+def results_markdown(results: Mapping[str, Any]) -> str:
+    """The headline in words, and the arms with all latents replaced at all positions."""
+    return f"{headline(results)}\n\n{results_table(results)}"
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    rows, seen = [], set()
+    arms = [arm for arm in results["arms"] if arm["fraction"] == 1 and arm["position"] == "all"]
+    varied = len({arm["topk"] for arm in arms}) > 1
+    for arm in arms:
+        key = (arm["arm"], *((arm["topk"],) if varied else ()), arm["calibrator"], arm["information"])
+        if key in seen:
+            continue  # with all latents chosen, every way to choose them is the same
+        seen.add(key)
+        figures = (number(arm["ce"]), interval(arm, "delta_ce"), number(arm["kl"]), interval(arm, "gap_closed"))
+        rows.append((*(str(part) if part is not None else "" for part in key), *figures))
+    columns = ("arm", *(("topk",) if varied else ()), "calibrator", "information")
+    figures = ("ce", "delta_ce [low, high]", "kl", "gap_closed [low, high]")
+    return table((*columns, *figures), rows, right=figures)
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """What the rewriting achieves, in one sentence with its interval and its controls."""
+    head = results["headline"]
+    over = head["over_token_lookup"]
+    return (
+        f"Rewritten in sentences, all latents at all positions, the layer closes "
+        f"{number(head['gap_closed'])} [{number(head['low'])}, {number(head['high'])}] of the gap between the latents "
+        f"at their mean and the coder (token lookup {number(head['token_lookup'])}, bigram lookup "
+        f"{number(head['bigram_lookup'])}, shuffled sentences {number(head['shuffled'])}, oracle mask "
+        f"{number(head['oracle'])}); over token lookup {number(over['mean'])} "
+        f"[{number(over['low'])}, {number(over['high'])}]; calibrator chosen on {head['chosen_on']}."
+    )
+
+
+def plan_text(plan: "Plan") -> str:
+    """The plan's rows, and the work in numbers."""
+    rows = [
+        (row.step, str(row.artifact), row.state, row.why + (" (sources edited since)" if row.drift else ""))
+        for row in plan.rows
+    ]
+    to_build = sum(row.state != "hit" for row in plan.rows)
+    bound = "at most " if plan.at_most else ""
+    if plan.queries is None or plan.queries_left is None:
+        queries = "queries to the simulator: known once the tokens step is built"
+    else:
+        queries = f"queries to the simulator: {bound}{plan.queries:,}, of which {plan.queries_left:,} are to be asked"
+    tokens = "; ".join(
+        f"{name} {bound if name in ('explain', 'calibrate', 'report') else ''}{count:,}"
+        for name, count in plan.tokens.items()
+    )
+    lines = [
+        table(("step", "artifact", "state", "why"), rows),
+        "",
+        f"{to_build} of {len(plan.rows)} steps to build",
+        queries,
+        f"tokens: {tokens}",
+    ]
+    return "\n".join(lines)
+
+
+def written(results_path: Path, report_path: Path) -> str:
+    return f"results: {results_path}\nreport:  {report_path}"
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def interval(row: Mapping[str, Any], name: str) -> str:
+    if row.get(name) is None:
+        return ""
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return number(row[name]) + (f" [{number(low)}, {number(high)}]" if low is not None and high is not None else "")
+
+
+def size(count: int) -> str:
+    """`count` bytes for people."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
