@@ -1,7 +1,7 @@
 """The subject step: a model folder in the store, whoever made the model.
 
 In: a subject spec and the corpus it may be trained on. Out: `subject.json` (kind, dtype, model type; model id and
-revision of a hub subject), the tokenizer, and the weights unless they stay on the hub. Invariant: what is in the store is
+revision of a hub subject), the tokenizer, and the weights unless they stay on the hub. Invariant: what is stored is
 what the spec names: a folder that changed since it was named, pickled weights and unknown families are refused here and
 not at the first forward pass.
 """
@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nlrewrite import specs
 from nlrewrite.artifacts import Folder
@@ -25,13 +24,13 @@ def build(spec: specs.SubjectSpec, inputs: Mapping[str, Folder], out: Path, runn
             from nlrewrite.subject import tiny
 
             tiny.train(spec, _texts(inputs["corpus"], "train"), _texts(inputs["corpus"], "explain"), out, running)
-            config = out / "config.json"
+            model_type = _known_family(out)
         case specs.HubSubject():
-            config = _from_hub(spec, out)
+            model_type = _from_hub(spec, out)
         case specs.FolderSubject():
-            config = _from_folder(spec, running.execution.subject_folder, out)
-    about = {"dtype": "float32", **spec.model_dump(include={"kind", "dtype", "model", "revision"})}
-    about["model_type"] = _known_family(config)
+            model_type = _from_folder(spec, running.execution.subject_folder, out)
+    named = spec.model_dump(include={"kind", "dtype", "model", "revision"})
+    about = {"dtype": "float32", **named, "model_type": model_type}
     (out / load.REFERENCE).write_text(json.dumps(about, indent=1, sort_keys=True))
 
 
@@ -44,9 +43,10 @@ def _texts(corpus: Folder, split: specs.Split) -> list[str]:
     return table["text"].to_pylist()
 
 
-def _from_hub(spec: specs.HubSubject, out: Path) -> Path:
+def _from_hub(spec: specs.HubSubject, out: Path) -> str:
     """Keep the tokenizer; the weights are fetched when the model is loaded."""
     root = load.download(spec.model, spec.revision, ("config.json", *load.TOKENIZER))
+    model_type = _known_family(root)
     names = load.hub_files(spec.model, spec.revision)
     if not any(name.endswith(".safetensors") for name in names):
         load.refuse_pickles(f"{spec.model} at {spec.revision[:12]}", names)
@@ -59,28 +59,28 @@ def _from_hub(spec: specs.HubSubject, out: Path) -> Path:
     for name in load.TOKENIZER:
         if name in names:
             shutil.copyfile(root / name, out / name)
-    return root / "config.json"
+    return model_type
 
 
-def _from_folder(spec: specs.FolderSubject, folder: str | None, out: Path) -> Path:
+def _from_folder(spec: specs.FolderSubject, folder: str | None, out: Path) -> str:
     if folder is None:
-        raise SettingError("subject.kind is folder and no folder is named. Use --set execution.subject_folder=PATH")
-    root = Path(folder).expanduser()
+        raise SettingError("subject.kind is folder and no folder is named. Name one with --subject-folder")
+    root = Path(folder)
     found = load.fingerprint(root)
     if found != spec.content:
         raise SettingError(
             f"{root} is not the folder that this result is named after: its content is {found[:12]}..., not "
             f"{spec.content[:12] or 'given'}.... Run again to name it anew"
         )
+    model_type = _known_family(root)
     for name in load.model_files(root):
         shutil.copyfile(root / name, out / name)
-    return out / "config.json"
+    return model_type
 
 
-def _known_family(config: Path) -> str:
+def _known_family(folder: Path) -> str:
     from nlrewrite.subject import sites
 
-    described: dict[str, Any] = json.loads(config.read_text())
-    model_type = str(described.get("model_type"))
+    model_type = str(json.loads((folder / "config.json").read_text()).get("model_type"))
     sites.family(model_type)
     return model_type

@@ -104,7 +104,7 @@ def refuse_pickles(where: str, names: Iterable[str]) -> None:
 def model_files(folder: Path) -> list[str]:
     """Names of the files that make the folder a subject: its config, weights and tokenizer; nothing else is read."""
     if not folder.is_dir():
-        raise Unreachable(f"there is no folder {folder}. Change --set execution.subject_folder")
+        raise Unreachable(f"there is no folder {folder}. Change --subject-folder")
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise SettingError(

@@ -113,7 +113,7 @@ def dims(model: nn.Module, located: Located) -> tuple[int, int]:
 def logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
     """Next-token logits [batch, tokens, vocabulary] in float32."""
     with torch.no_grad():
-        return model(input_ids=ids_BT, use_cache=False).logits.float()
+        return _forward(model, ids_BT).logits.float()
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def activations_upto(model: nn.Module, located: Located, ids_BT: Tensor) -> Reco
     with recorded(model, located) as record, torch.no_grad():
         handle = model.get_submodule(located.name).register_forward_hook(stop)
         try:
-            model(input_ids=ids_BT, use_cache=False)
+            _forward(model, ids_BT)
         except _Reached:
             return record
         finally:
@@ -165,21 +165,25 @@ def activations_upto(model: nn.Module, located: Located, ids_BT: Tensor) -> Reco
 class Tail:
     """The part of the model above a site, over one batch: many patches, each without running what lies below.
 
-    Layers below the site's, and attention (and the MLP) within it, do not depend on the patch: they answer with what
-    they gave in the first pass. The rest runs as in any forward pass, so the logits are those of `patched`.
+    The layers below and the attention beside the site do not depend on the patch: they answer with what they gave in
+    the first pass, and the site with the patch. The rest runs as ever: the logits are those of `patched`, to the bit.
     """
 
     def __init__(self, model: nn.Module, located: Located, ids_BT: Tensor) -> None:
         self._model, self._located, self._ids = model, located, ids_BT
         self._layer = model.get_submodule(located.layer_name)
+        self._attention = self._layer.get_submodule(located.family.attention)
+        self._site = model.get_submodule(located.name)
         self._given: dict[str, Any] = {}
         with ExitStack() as hooks:
             record = hooks.enter_context(recorded(model, located))
-            for label, module in (("layer", self._layer), ("attention", self._within("attention"))):
-                handle = module.register_forward_hook(self._keep(label), with_kwargs=True)
+            handles = [
+                self._layer.register_forward_pre_hook(self._keep_input, with_kwargs=True),
+                self._attention.register_forward_hook(self._keep_output("attention")),
+                self._site.register_forward_hook(self._keep_output("site")),
+            ]
+            for handle in handles:
                 hooks.callback(handle.remove)
-            handle = model.get_submodule(located.name).register_forward_hook(self._keep("site"), with_kwargs=True)
-            hooks.callback(handle.remove)
             self.original = logits(model, ids_BT)
         self.x, self.y = record.x, record.y
 
@@ -191,26 +195,32 @@ class Tail:
         with ExitStack() as stack:
             for below in layers[: self._located.site.layer]:
                 stack.enter_context(_answering(below, self._given["below"]))
-            if self._located.site.kind != "residual":
-                stack.enter_context(_answering(self._within("attention"), self._given["attention"]))
-            stack.enter_context(_answering(self._model.get_submodule(self._located.name), output))
+            stack.enter_context(_answering(self._attention, self._given["attention"]))
+            stack.enter_context(_answering(self._site, output))
             return logits(self._model, self._ids)
 
-    def _within(self, part: str) -> nn.Module:
-        return self._layer.get_submodule(getattr(self._located.family, part))
+    def _keep_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._given["below"] = args[0] if args else kwargs["hidden_states"]
 
-    def _keep(self, label: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if label == "layer":
-                self._given["below"] = args[0] if args else kwargs["hidden_states"]
-            else:
-                self._given[label] = output
+    def _keep_output(self, label: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._given[label] = output
 
         return hook
 
 
 class _Reached(Exception):
     """Leaves a forward pass at the site."""
+
+
+def _forward(model: nn.Module, ids_BT: Tensor) -> Any:
+    config: Any = model.config
+    if ids_BT.shape[1] > config.max_position_embeddings:
+        raise SettingError(
+            f"the subject reads at most {config.max_position_embeddings} tokens: a window has {ids_BT.shape[1]}. "
+            f"Lower --set tokens.window"
+        )
+    return model(input_ids=ids_BT, use_cache=False)
 
 
 def _tensors(located: Located, args: tuple[Any, ...], output: Any) -> tuple[Tensor, Tensor]:
