@@ -6,19 +6,17 @@ revision decides the content: a commit of the hub, or the first 40 digits of the
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nlrewrite.errors import SettingError, Unreachable
 from nlrewrite.specs import HubDataset
+from nlrewrite.text.sources import Document, hash_files, visible_files
 
-if TYPE_CHECKING:
-    from nlrewrite.text.sources import Document
+_ABSENT = object()
 
 
 def local_folder(source: HubDataset) -> Path | None:
     """The folder that `source` names, if it names one. Its revision has to be that of its files."""
-    from nlrewrite.text.sources import hash_files, visible_files
-
     root = Path(source.dataset)
     if not root.is_dir():
         return None
@@ -31,26 +29,24 @@ def local_folder(source: HubDataset) -> Path | None:
     return root
 
 
-def hub_documents(source: HubDataset) -> Iterator["Document"]:
-    from nlrewrite.text.sources import Document
-
+def hub_documents(source: HubDataset) -> Iterator[Document]:
     for number, row in enumerate(rows(source)):
-        text = row.get(source.field)
-        if not isinstance(text, str):
+        text = row.get(source.field, _ABSENT)
+        if text is not None and not isinstance(text, str):
+            holds = "is not there" if text is _ABSENT else f"holds a {type(text).__name__}"
             raise SettingError(
-                f"text.source.field must be a column of text: {source.field!r} of {source.dataset} holds a "
-                f"{type(text).__name__}, its columns are {', '.join(sorted(row))}. Change --set text.source.field"
+                f"text.source.field must be a column of text: {source.field!r} of {source.dataset} {holds}; "
+                f"its columns are {', '.join(sorted(row))}. Change --set text.source.field"
             )
-        yield Document(f"{source.dataset}/{source.split}/{number}", text)
+        yield Document(f"{source.dataset}/{source.split}/{number}", text or "")
 
 
 def rows(source: HubDataset) -> Iterator[dict[str, Any]]:
     """The first rows of the dataset's stream; Unreachable when the hub cannot be reached or does not have it."""
     import datasets
-    import httpx
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
+    any_http_error: type[Exception] = HfHubHTTPError.__bases__[0]  # of the http client that this version uses
     revision = None if local_folder(source) else source.revision
     try:
         stream = datasets.load_dataset(
@@ -62,8 +58,9 @@ def rows(source: HubDataset) -> Iterator[dict[str, Any]]:
             f"{source.dataset} cannot be read as text.source says: {error}. "
             f"Change --set text.source.config or --set text.source.split"
         ) from error
-    except (DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, httpx.TransportError, OSError) as error:
+    except (any_http_error, ConnectionError, FileNotFoundError, TimeoutError) as error:
+        reason = str(error).rstrip(".")
         raise Unreachable(
-            f"the dataset {source.dataset} at revision {source.revision} cannot be reached: {error}. Check the id, the "
-            f"revision, the network and HF_ENDPOINT, or download it and give its folder as --set text.source.dataset"
+            f"the dataset {source.dataset} at revision {source.revision} cannot be reached: {reason}. Check the id, "
+            f"the revision, the network and HF_ENDPOINT, or download it and name its folder: --set text.source.dataset"
         ) from error
