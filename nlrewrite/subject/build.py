@@ -47,17 +47,18 @@ def _from_hub(spec: specs.HubSubject, out: Path) -> str:
     """Keep the tokenizer; the weights are fetched when the model is loaded."""
     root = load.download(spec.model, spec.revision, ("config.json", *load.TOKENIZER))
     model_type = _known_family(root)
-    names = load.hub_files(spec.model, spec.revision)
+    where = f"{spec.model} at {spec.revision[:12]}"
+    names = load.hub_files(spec.model, spec.revision, ("model*.safetensors", "pytorch_model*.bin"))
     if not any(name.endswith(".safetensors") for name in names):
-        load.refuse_pickles(f"{spec.model} at {spec.revision[:12]}", names)
-        raise SettingError(f"{spec.model} at {spec.revision[:12]} has no safetensors weights. Choose another revision")
-    if "tokenizer.json" not in names:
+        load.refuse_pickles(where, names)
+        raise SettingError(f"{where} has no model.safetensors. Choose another with --set subject.revision")
+    if not (root / "tokenizer.json").is_file():
         raise SettingError(
-            f"{spec.model} at {spec.revision[:12]} has no tokenizer.json. Save the model and its fast tokenizer to a "
-            f"folder, and use --set subject.kind=folder"
+            f"{where} has no tokenizer.json. Save the model and its fast tokenizer to a folder, each with "
+            f"save_pretrained, and use --set subject.kind=folder"
         )
     for name in load.TOKENIZER:
-        if name in names:
+        if (root / name).is_file():
             shutil.copyfile(root / name, out / name)
     return model_type
 

@@ -38,8 +38,7 @@ def model(folder: Folder | Path, execution: Execution) -> "nn.Module":
     root = folder if isinstance(folder, Path) else _fetched(folder)
     about = json.loads((root / REFERENCE).read_text()) if (root / REFERENCE).exists() else {}
     if about.get("kind") == "hub":
-        patterns = ("config.json", INDEX, "model*.safetensors")
-        root = download(about["model"], about["revision"], patterns)
+        root = download(about["model"], about["revision"], ("config.json", INDEX, "model*.safetensors"))
         weights(root)
     return _frozen(root, about.get("dtype", "float32"), execution.device)
 
@@ -136,12 +135,12 @@ def download(model: str, revision: str, patterns: tuple[str, ...]) -> Path:
         return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
 
 
-def hub_files(model: str, revision: str) -> list[str]:
-    """Names of all files of `model` at `revision`."""
+def hub_files(model: str, revision: str, patterns: tuple[str, ...]) -> list[str]:
+    """Names of the files of `model` at `revision` that match `patterns`, none of them fetched."""
     import huggingface_hub
 
     with _reaching(model, revision):
-        found = huggingface_hub.snapshot_download(model, revision=revision, dry_run=True)
+        found = huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=list(patterns), dry_run=True)
     return sorted(file.filename for file in found)
 
 

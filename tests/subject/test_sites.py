@@ -2,13 +2,13 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-import small_models
 import torch
 from torch import Tensor, nn
 
 from nlrewrite.errors import SettingError
 from nlrewrite.specs import Site
 from nlrewrite.subject import sites
+from tests.subject import small_models
 
 MODELS = ("gpt_neox", "gpt_neox-sequential", "gpt2", "llama", "gemma2")
 KINDS = ("mlp", "mlp-output", "residual")
