@@ -1,0 +1,145 @@
+"""The flow that rewrites one layer of a language model in natural language and measures what it costs in loss.
+
+In: a profile, what to change in it, the steps to rebuild, and where to compute. Out: `results.json` and `report.html`
+in the runs folder, and in the Prefect UI the steps table, the result table and the place of the report. Invariant: the
+flow walks the same composition as `nlrewrite run --local` and adds nothing to it but task runs. This module is light to
+import, or the form of its deployment would be lost.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+from prefect import flow
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Completed
+from pydantic import Field
+
+from flows.history import wait_until_whole
+from nlrewrite import pipeline
+from nlrewrite.artifacts import Artifact, Store, digest
+from nlrewrite.composition import rewrite as compose
+from nlrewrite.errors import SettingError
+from nlrewrite.execution import Execution
+from nlrewrite.profiles import Overrides, filled, profile_names, require_runnable, settled
+from nlrewrite.specs import RewriteSpec, Spec
+from nlrewrite.terminal import results_markdown
+from tasks import TASKS
+from tasks.step import CACHED, Work
+
+STEP_NAMES = list(dict.fromkeys(name for each in pipeline.labels(RewriteSpec()).items() for name in reversed(each)))
+
+ProfileName = Annotated[str, Field(json_schema_extra={"enum": [*profile_names()]})]
+StepName = Annotated[str, Field(json_schema_extra={"enum": [*STEP_NAMES]})]
+
+
+def run_name() -> str:
+    """What the run is, for a list of runs: profile, site, size of the coder, and a digest of all settings."""
+    parameters: dict[str, Any] = flow_run.parameters
+    profile = parameters["profile"]
+    try:
+        spec = settled(profile, parameters["overrides"])
+    except SettingError:
+        return str(profile)
+    site, coder = spec.coder.site, spec.coder
+    return f"{profile} {site.kind}.{site.layer} {coder.width}x{coder.k} {digest(spec)[:8]}"
+
+
+@flow(name="rewrite", flow_run_name=run_name, validate_parameters=True, persist_result=False)
+def rewrite(
+    profile: ProfileName = "tiny",
+    overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
+    refresh: list[StepName] = [],  # noqa: B006 (only read)
+    execution: Execution = Execution(),  # noqa: B008 (frozen)
+) -> State[pipeline.Outcome]:
+    """Rewrite one layer of a language model in natural language, and measure what it costs in next-token loss.
+
+    Args:
+        profile: Named starting point; tiny downloads nothing and takes minutes on a laptop.
+        overrides: Settings that replace the profile's.
+        refresh: Steps to rebuild though the store has them; what is made from them follows by itself.
+        execution: Where and how to compute; never changes what a result is called.
+    """
+    show_library_log()
+    spec = settled(profile, overrides)
+    require_runnable(profile, spec)
+    spec = filled(spec, execution)
+    steps = StepTasks(execution, pipeline.check_refresh(refresh, pipeline.labels(spec)))
+    try:
+        rewritten = compose(spec, steps)
+    finally:
+        show_steps(steps.rows)
+        wait_until_whole(UUID(flow_run.id), steps.called)
+    outcome = pipeline.publish(steps.store, rewritten.report, steps.rows, Path(execution.runs) / profile)
+    show_results(outcome)
+    hits = sum(row.state == "hit" for row in outcome.rows)
+    return Completed(message=f"{hits} of {len(outcome.rows)} steps were hits; {outcome.report_path}", data=outcome)
+
+
+def show_library_log() -> None:
+    """Let what the library says reach the run's log, where nobody has chosen a level."""
+    library = logging.getLogger("nlrewrite")
+    if library.level == logging.NOTSET:
+        library.setLevel(logging.INFO)
+
+
+class StepTasks:
+    """A step runner that calls the step's Prefect task. `rows` says what became of each step."""
+
+    def __init__(self, execution: Execution, refresh: frozenset[str]) -> None:
+        self.execution = execution
+        self.refresh = refresh
+        self.store = Store(execution.store, execution.scratch)
+        self.rows: list[pipeline.StepRow] = []
+        self.called = 0
+        self._done: set[Artifact] = set()
+
+    def __call__(self, label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
+        artifact = pipeline.steps.name(kind, spec, inputs)
+        again = artifact not in self._done and not self.refresh.isdisjoint((label, kind))
+        started = time.perf_counter()
+        self.called += 1
+        work = Work(step=label, execution=self.execution, refresh=again)
+        state: State[Artifact] = TASKS[kind](spec=spec, work=work, **inputs, return_state=True)
+        artifact = state.result()
+        self._done.add(artifact)
+        self.rows.append(self._row(label, artifact, state, time.perf_counter() - started))
+        return artifact
+
+    def _row(self, label: str, artifact: Artifact, state: State[Artifact], seconds: float) -> pipeline.StepRow:
+        manifest = self.store.folder(artifact).manifest
+        return pipeline.StepRow(
+            step=label,
+            artifact=artifact,
+            state="hit" if state.name == CACHED else "built",
+            seconds=round(seconds, 3),
+            bytes=manifest.bytes,
+            drift=pipeline.drifted(manifest),
+            why=state.message or "",
+        )
+
+
+def show_steps(rows: list[pipeline.StepRow]) -> None:
+    table = [
+        {
+            "step": row.step,
+            "artifact": str(row.artifact),
+            "state": row.state,
+            "seconds": row.seconds,
+            "bytes": row.bytes,
+            "drift": "sources edited since" if row.drift else "",
+            "why": row.why,
+        }
+        for row in rows
+    ]
+    create_table_artifact(table=table, key="steps", description="What became of every step of this run.")
+
+
+def show_results(outcome: pipeline.Outcome) -> None:
+    create_markdown_artifact(results_markdown(outcome.results), key="results", description="What the rewriting costs.")
+    report = outcome.report_path.resolve()
+    create_link_artifact(report.as_uri(), link_text=str(report), key="report", description="The report, one file.")

@@ -1,0 +1,31 @@
+"""Tasks: one Prefect task per kind of step, named after the kind. In: a spec, upstream handles, `Work`. Out: a handle.
+
+Invariant: a task decides nothing of its own. It asks the store, and either says `Cached` because the data is there and
+was checked, or has the library build it. No numerics, and nothing heavy is imported before a step has to be built.
+"""
+
+from typing import Any
+
+from prefect import Task
+
+from tasks.evaluate import calibration, evaluation, report, scores
+from tasks.explain import explanations, simulation
+from tasks.learn import activations, coder, subject
+from tasks.read import corpus, tokens
+
+TASKS: dict[str, Task[..., Any]] = {
+    task.name: task
+    for task in (
+        corpus,
+        subject,
+        tokens,
+        coder,
+        activations,
+        explanations,
+        simulation,
+        scores,
+        calibration,
+        evaluation,
+        report,
+    )
+}

@@ -1,0 +1,98 @@
+"""Tasks that judge: scores of the sentences, calibrators, the losses of every arm, and the report about them."""
+
+from prefect.client.schemas.objects import State
+
+from nlrewrite.artifacts import Artifact
+from nlrewrite.specs import CalibrateSpec, EvaluateSpec, ReportSpec, ScoreSpec
+from tasks.step import Work, find_or_build, step
+
+
+@step
+def scores(
+    spec: ScoreSpec, tokens: Artifact, activations: Artifact, simulation: Artifact, work: Work
+) -> State[Artifact]:
+    """How well each sentence tells where its latent is active."""
+    return find_or_build("scores", spec, {"tokens": tokens, "activations": activations, "simulation": simulation}, work)
+
+
+@step
+def calibration(
+    spec: CalibrateSpec, tokens: Artifact, activations: Artifact, simulation: Artifact, coder: Artifact, work: Work
+) -> State[Artifact]:
+    """Maps from the simulator's digits to activations."""
+    inputs = {"tokens": tokens, "activations": activations, "simulation": simulation, "coder": coder}
+    return find_or_build("calibration", spec, inputs, work)
+
+
+@step
+def evaluation(
+    spec: EvaluateSpec,
+    subject: Artifact,
+    tokens: Artifact,
+    coder: Artifact,
+    explain: Artifact,
+    calibrate: Artifact,
+    report: Artifact,
+    explanations: Artifact,
+    scores: Artifact,
+    simulation: Artifact,
+    calibration: Artifact,
+    shuffled: Artifact,
+    shuffled_calibration: Artifact,
+    work: Work,
+) -> State[Artifact]:
+    """The loss of every arm; `explain`, `calibrate` and `report` are the activations on those splits."""
+    inputs = {
+        "subject": subject,
+        "tokens": tokens,
+        "coder": coder,
+        "explain": explain,
+        "calibrate": calibrate,
+        "report": report,
+        "explanations": explanations,
+        "scores": scores,
+        "simulation": simulation,
+        "calibration": calibration,
+        "shuffled": shuffled,
+        "shuffled_calibration": shuffled_calibration,
+    }
+    return find_or_build("evaluation", spec, inputs, work)
+
+
+@step
+def report(
+    spec: ReportSpec,
+    subject: Artifact,
+    tokens: Artifact,
+    coder: Artifact,
+    explain: Artifact,
+    calibrate: Artifact,
+    report: Artifact,
+    explanations: Artifact,
+    scores: Artifact,
+    simulation: Artifact,
+    calibration: Artifact,
+    shuffled: Artifact,
+    shuffled_calibration: Artifact,
+    corpus: Artifact,
+    evaluation: Artifact,
+    work: Work,
+) -> State[Artifact]:
+    """results.json and report.html; `explain`, `calibrate` and `report` are the activations on those splits."""
+    inputs = {
+        "subject": subject,
+        "tokens": tokens,
+        "coder": coder,
+        "explain": explain,
+        "calibrate": calibrate,
+        "report": report,
+        "explanations": explanations,
+        "scores": scores,
+        "simulation": simulation,
+        "calibration": calibration,
+        "shuffled": shuffled,
+        "shuffled_calibration": shuffled_calibration,
+        "corpus": corpus,
+        "evaluation": evaluation,
+    }
+    return find_or_build("report", spec, inputs, work)
