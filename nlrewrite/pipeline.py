@@ -180,7 +180,10 @@ class Builder:
         if finding.hit is not None:
             row = hit(label, finding.hit, finding, time.perf_counter() - started)
         else:
-            manifest = steps.build(artifact, spec, inputs, self.store, self.execution, self.progress, self.run, finding)
+            with Naming(label, artifact):
+                manifest = steps.build(
+                    artifact, spec, inputs, self.store, self.execution, self.progress, self.run, finding
+                )
             row = built(label, manifest, finding, time.perf_counter() - started)
             log.info("%s: %s built in %.1f s, %d bytes", label, artifact, row.seconds, row.bytes)
         self._done.add(artifact)
@@ -188,8 +191,8 @@ class Builder:
         return artifact
 
 
-class _named:
-    """Adds to an exception which step it came from."""
+class Naming:
+    """Adds to an exception which step it came from; the command line shows it."""
 
     def __init__(self, label: str, artifact: Artifact) -> None:
         self._note = f"while building {label} ({artifact})"

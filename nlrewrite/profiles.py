@@ -180,22 +180,17 @@ def require_runnable(profile: str, spec: RewriteSpec) -> None:
 
 def filled(spec: RewriteSpec, execution: Execution) -> RewriteSpec:
     """`spec` with the content of its local sources, so that equal names mean equal text and equal weights."""
-    source, subject = spec.text.source, spec.subject
-    if not isinstance(source, specs.HubDataset) and not source.content:
-        from nlrewrite.text.sources import fingerprint
+    from nlrewrite.text.sources import identified
 
-        content = {"content": fingerprint(source, execution)}
-        spec = spec.model_copy(
-            update={"text": spec.text.model_copy(update={"source": source.model_copy(update=content)})}
-        )
+    text, subject = spec.text, spec.subject
+    update: dict[str, Any] = {"text": text.model_copy(update={"source": identified(text.source, execution)})}
     if isinstance(subject, specs.FolderSubject) and not subject.content:
-        from nlrewrite.subject.load import fingerprint as fingerprint_folder
+        from nlrewrite.subject.load import fingerprint
 
         if execution.subject_folder is None:
             raise SettingError("subject.kind is folder and no folder is given. Name one with --subject-folder")
-        content = {"content": fingerprint_folder(Path(execution.subject_folder))}
-        spec = spec.model_copy(update={"subject": subject.model_copy(update=content)})
-    return spec
+        update["subject"] = subject.model_copy(update={"content": fingerprint(Path(execution.subject_folder))})
+    return spec.model_copy(update=update)
 
 
 # -- settings by their dotted names -----------------------------------------------------------------------------------

@@ -4,21 +4,68 @@ In: stages of work, rows of steps, the content of results.json. Out: bars or lin
 output. Invariant: nothing here changes a result; a table is valid Markdown and reads well as it is.
 """
 
+import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from nlrewrite.errors import NotYet, SettingError, StoreError, Unreachable
 from nlrewrite.progress import Advance, Progress
 
 if TYPE_CHECKING:
-    from nlrewrite.pipeline import StepRow
+    from nlrewrite.pipeline import Outcome, StepRow
     from nlrewrite.planning import Plan
 
 LINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Output:
+    """How much is shown, and for whom. Crosses from one process to the next in an environment variable."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    VARIABLE: ClassVar[str] = "NLREWRITE_OUTPUT"
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> "Output":
+        words = environment.get(cls.VARIABLE, "").split()
+        return cls(json="json" in words, quiet="quiet" in words, verbose="verbose" in words)
+
+    def write(self, environment: MutableMapping[str, str]) -> None:
+        environment[self.VARIABLE] = " ".join(name for name in ("json", "quiet", "verbose") if getattr(self, name))
+
+
+def guarded(action: Callable[[], int], output: Output) -> int:
+    """What `action` returns, or the exit code of its failure, which is told in one line; verbosely, with its trace."""
+    sys.excepthook = _trace_hook if output.verbose else _line_hook
+    try:
+        return action()
+    except (SettingError, NotYet, StoreError, Unreachable) as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what is finished is kept, and the next run goes on from there\n")
+        return 130
+
+
+def _line_hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    known = isinstance(error, SettingError | NotYet | StoreError | Unreachable)
+    named = str(error) if known else f"{kind.__name__}: {error}. Run again with -v for the trace"
+    sys.stderr.write(f"error: {named}{where}\n")
+
+
+def _trace_hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write("".join(traceback.format_exception(kind, error, trace)))
 
 
 # -- progress ---------------------------------------------------------------------------------------------------------
@@ -70,7 +117,9 @@ class BarProgress(Progress):
             bar = bars.add_task(label, total=total, note="")
 
             def advance(amount: int = 1, note: str = "") -> None:
-                bars.update(bar, advance=amount, **({"note": note} if note else {}))
+                bars.update(bar, advance=amount)
+                if note:
+                    bars.update(bar, note=note)
 
             yield advance
 
@@ -199,8 +248,20 @@ def plan_text(plan: "Plan") -> str:
     return "\n".join(lines)
 
 
-def written(results_path: Path, report_path: Path) -> str:
-    return f"results: {results_path}\nreport:  {report_path}"
+def finished(outcome: "Outcome", output: Output) -> str:
+    """What is printed at the end of a run."""
+    if output.json:
+        told = {
+            "results": str(outcome.results_path),
+            "report": str(outcome.report_path),
+            "headline": outcome.results["headline"],
+            "steps": outcome.results["steps"],
+        }
+        return json.dumps(told, indent=1, ensure_ascii=False)
+    paths = f"results: {outcome.results_path}\nreport:  {outcome.report_path}"
+    if output.quiet:
+        return f"{headline(outcome.results)}\n{paths}"
+    return "\n\n".join([steps_table(outcome.rows), results_table(outcome.results), headline(outcome.results), paths])
 
 
 def number(value: float | None) -> str:

@@ -1,0 +1,272 @@
+"""Runs and plans over real, small steps: what is built, what is reused, why, and what a failure leaves behind."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nlrewrite import pipeline, planning, profiles, steps
+from nlrewrite.artifacts import Artifact, Store
+from nlrewrite.errors import NotYet, SettingError
+from nlrewrite.execution import Execution
+from nlrewrite.pipeline import Outcome
+from nlrewrite.planning import Plan
+from nlrewrite.profiles import Overrides
+from nlrewrite.progress import Progress
+from tests import small_steps
+
+BEFORE_EXPLAIN = {"corpus", "subject", "tokens", "coder"}
+ALL = set(pipeline.labels(profiles.settled("smoke", Overrides())))
+
+
+@pytest.fixture
+def execution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Execution:
+    small_steps.install(monkeypatch)
+    monkeypatch.setattr(small_steps, "FAILING", set())
+    return Execution(store=str(tmp_path / "store"), runs=str(tmp_path / "runs"))
+
+
+def run(execution: Execution, *settings: str, refresh: tuple[str, ...] = ()) -> Outcome:
+    spec = profiles.settled("smoke", Overrides(settings=settings))
+    return pipeline.run_local(spec, "smoke", refresh, execution, Progress())
+
+
+def plan(execution: Execution, *settings: str, refresh: tuple[str, ...] = ()) -> Plan:
+    return planning.plan("smoke", profiles.settled("smoke", Overrides(settings=settings)), refresh, execution)
+
+
+def built(outcome: Outcome) -> set[str]:
+    return {row.step for row in outcome.rows if row.state == "built"}
+
+
+def artifact(outcome: Outcome, label: str) -> Artifact:
+    return next(row.artifact for row in outcome.rows if row.step == label)
+
+
+def why(found: Plan, label: str) -> tuple[str, str]:
+    return next((row.state, row.why) for row in found.rows if row.step == label)
+
+
+def data_file(execution: Execution, of: Artifact) -> Path:
+    return Store(execution.store).folder(of).path("data.bin")
+
+
+def test_a_second_run_is_all_hits_and_publishes_the_same_report(execution: Execution):
+    first = run(execution)
+    assert built(first) == ALL
+    report = first.report_path.read_bytes()
+    second = run(execution)
+    assert built(second) == set()
+    assert second.report_path.read_bytes() == report
+    assert [row.artifact for row in second.rows] == [row.artifact for row in first.rows]
+    assert all(row.bytes > 1000 for row in second.rows)
+
+
+def test_results_json_gets_the_steps_and_nothing_else(execution: Execution):
+    outcome = run(execution)
+    results = json.loads(outcome.results_path.read_text())
+    rows = results.pop("steps")
+    assert results == small_steps.RESULTS
+    assert list(rows[0]) == ["step", "artifact", "state", "seconds", "bytes"]
+    assert {row["step"] for row in rows} == ALL
+    assert rows[0]["artifact"] == str(artifact(outcome, "corpus"))
+    assert outcome.results_path == Path(execution.runs) / "smoke" / "results.json"
+    assert sorted(path.name for path in outcome.results_path.parent.iterdir()) == ["report.html", "results.json"]
+
+
+def test_only_what_follows_a_changed_setting_is_rebuilt(execution: Execution):
+    run(execution)
+    assert built(run(execution, "evaluate.resamples=300")) == {"evaluation", "report"}
+    assert built(run(execution, "report.latents=3")) == {"report"}
+    assert built(run(execution, "score.examples=11")) == {"scores", "evaluation", "report"}
+    assert built(run(execution)) == set()
+
+
+def test_refresh_by_kind_and_by_label_cascades(execution: Execution):
+    run(execution)
+    assert built(run(execution, refresh=("activations",))) == ALL - BEFORE_EXPLAIN
+    assert built(run(execution, refresh=("activations-report",))) == {"activations-report", "evaluation", "report"}
+    assert built(run(execution, refresh=("subject",))) == ALL - {"corpus"}
+    assert built(run(execution)) == set()
+
+
+def test_a_refreshed_artifact_is_replaced_only_when_the_new_one_is_whole(execution: Execution):
+    first = run(execution)
+    before = Store(execution.store).manifest(artifact(first, "coder"))
+    small_steps.FAILING.add("CoderSpec")
+    with pytest.raises(ZeroDivisionError):
+        run(execution, refresh=("coder",))
+    assert Store(execution.store).manifest(artifact(first, "coder")) == before
+    small_steps.FAILING.clear()
+    assert built(run(execution)) == set()
+
+
+def test_unknown_refresh_names_its_neighbours(execution: Execution):
+    with pytest.raises(SettingError, match=r"no step is called 'codr'.*coder"):
+        run(execution, refresh=("codr",))
+    with pytest.raises(SettingError, match="codr"):
+        plan(execution, refresh=("codr",))
+
+
+def test_a_failing_step_says_which_and_leaves_no_artifact(execution: Execution):
+    small_steps.FAILING.add("ExplainSpec")
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(execution)
+    assert caught.value.__notes__[0].startswith("while building explanations (explanations/")
+    kinds = {each.kind for each in Store(execution.store).listed()}
+    assert kinds == {"corpus", "subject", "tokens", "coder", "activations"}
+    assert not Path(execution.runs).exists()
+    small_steps.FAILING.clear()
+    assert not built(run(execution)) & (BEFORE_EXPLAIN | {"activations-explain"})
+
+
+def lose_a_file(execution: Execution, outcome: Outcome) -> None:
+    data_file(execution, artifact(outcome, "calibration")).unlink()
+
+
+def cut_a_file(execution: Execution, outcome: Outcome) -> None:
+    data_file(execution, artifact(outcome, "coder")).write_bytes(b"short")
+
+
+def lose_an_artifact(execution: Execution, outcome: Outcome) -> None:
+    Store(execution.store).forget(artifact(outcome, "explanations"))
+
+
+def rebuild_an_input_alone(execution: Execution, outcome: Outcome) -> None:
+    small_steps.FAILING.add("TokensSpec")
+    with pytest.raises(ZeroDivisionError):
+        run(execution, refresh=("subject",))
+    small_steps.FAILING.clear()
+
+
+def nothing(execution: Execution, outcome: Outcome) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("accident", "settings", "refresh", "expected"),
+    [
+        (nothing, (), (), set()),
+        (nothing, ("evaluate.resamples=300",), (), {"evaluation", "report"}),
+        (nothing, ("simulate.window=16",), ("scores",), None),
+        (nothing, (), ("simulation-report", "calibration"), None),
+        (lose_a_file, (), (), {"calibration", "evaluation", "report"}),
+        (cut_a_file, (), (), ALL - {"corpus", "subject", "tokens"}),
+        (lose_an_artifact, (), (), None),
+        (rebuild_an_input_alone, (), (), ALL - {"corpus", "subject"}),
+        (lose_a_file, ("coder.k=2",), ("corpus",), ALL),
+    ],
+)
+def test_a_run_builds_exactly_what_the_plan_said(
+    execution: Execution,
+    accident: Callable[[Execution, Outcome], None],
+    settings: tuple[str, ...],
+    refresh: tuple[str, ...],
+    expected: set[str] | None,
+):
+    accident(execution, run(execution))
+    planned = {row.step for row in plan(execution, *settings, refresh=refresh).rows if row.state != "hit"}
+    assert planned == built(run(execution, *settings, refresh=refresh))
+    assert expected is None or planned == expected
+    assert built(run(execution, *settings)) == set()
+
+
+def test_the_plan_says_why(execution: Execution):
+    assert why(plan(execution), "corpus") == ("missing", "not in the store")
+    assert why(plan(execution), "subject") == ("missing", "its input corpus will be built")
+    first = run(execution)
+    assert {row.state for row in plan(execution).rows} == {"hit"}
+    assert why(plan(execution), "coder")[1].startswith("built 20")
+
+    changed = plan(execution, "coder.k=3", "score.examples=12")
+    digits = artifact(first, "coder").digest[:4]
+    assert why(changed, "coder") == ("missing", f"nearest coder/{digits} differs in coder.k: 4 -> 3")
+    assert why(changed, "activations-report") == ("missing", "its input coder will be built")
+    state, reason = why(changed, "scores")
+    assert state == "missing"
+    assert reason.startswith("its input activations will be built; nearest scores/")
+    assert reason.endswith("scores.examples: 10 -> 12")
+
+    refreshed = plan(execution, refresh=("subject",))
+    assert why(refreshed, "subject") == ("refresh", "a refresh was asked for")
+    assert why(refreshed, "tokens") == ("downstream", "its input subject will be rebuilt")
+    assert why(refreshed, "report")[0] == "downstream"
+
+    cut_a_file(execution, first)
+    state, reason = why(plan(execution), "coder")
+    assert state == "damaged"
+    assert "data.bin has 5 bytes where the manifest says 1000" in reason
+
+
+def test_drift_is_shown_and_rebuilds_nothing(execution: Execution, monkeypatch: pytest.MonkeyPatch):
+    run(execution)
+    assert not any(row.drift for row in plan(execution).rows)
+    small_steps.install(monkeypatch, sources=("tests.small_steps", "nlrewrite.errors"))
+    assert all(row.drift and row.state == "hit" for row in plan(execution).rows)
+    again = run(execution)
+    assert built(again) == set()
+    assert all(row.drift for row in again.rows)
+
+
+def test_queries_are_latents_times_positions_of_every_simulation(execution: Execution):
+    before = plan(execution)
+    bound = 64 * 64 * (40 + 30) * 2  # latents x window x (calibrate + report) x (sentences + shuffled)
+    assert (before.queries, before.queries_left, before.at_most) == (bound, bound, True)
+    run(execution)
+    after = plan(execution)
+    assert (after.queries, after.queries_left, after.at_most) == (64 * (300 + 200) * 2, 0, False)
+    assert after.tokens["train the coder"] == 60 * 256
+    assert after.tokens["report"] == 200
+    refreshed = plan(execution, refresh=("simulation-report",))
+    assert refreshed.queries_left == 64 * 200
+    assert plan(execution, "tokens.seed=7").queries == bound
+
+
+def test_queries_are_unknown_while_nothing_bounds_the_windows(execution: Execution):
+    fresh = planning.plan("tiny", profiles.settled("tiny", Overrides()), (), execution)
+    assert fresh.queries is None
+    assert fresh.tokens == {"train the subject": 700 * 32 * 128, "train the coder": 1500 * 1024}
+
+
+def test_published_experiments_plan_and_do_not_run(execution: Execution):
+    name = "pythia-160m-transcoder"
+    spec = profiles.settled(name, Overrides())
+    found = planning.plan(name, spec, (), execution)
+    assert found.queries == 327_680_000
+    assert found.tokens["train the coder"] == 8_000_000_000
+    assert {row.state for row in found.rows} == {"missing"}
+    with pytest.raises(NotYet, match="a simulator that is an LLM"):
+        pipeline.run_local(spec, name, (), execution, Progress())
+    assert Store(execution.store).listed() == []
+
+
+def test_a_run_of_hits_loads_no_numeric_library(execution: Execution):
+    run(execution)
+    code = """
+import sys
+from tests import small_steps
+before = set(sys.modules)
+from nlrewrite import pipeline, profiles
+from nlrewrite.execution import Execution
+from nlrewrite.progress import Progress
+small_steps.install()
+execution = Execution(store=sys.argv[1], runs=sys.argv[2])
+spec = profiles.settled("smoke", profiles.Overrides())
+outcome = pipeline.run_local(spec, "smoke", (), execution, Progress())
+assert {row.state for row in outcome.rows} == {"hit"}
+heavy = ("torch", "transformers", "tokenizers", "numpy", "pandas", "pyarrow", "scipy", "matplotlib", "s3fs", "rich")
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, execution.store, execution.runs], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_labels_are_the_steps_of_the_composition_in_order():
+    found = pipeline.labels(profiles.settled("smoke", Overrides()))
+    assert (next(iter(found)), next(reversed(found))) == ("corpus", "report")
+    assert set(found.values()) == set(steps.STEPS)
