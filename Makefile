@@ -1,0 +1,79 @@
+# One command each: set-up happens by itself, in .venv, by pip alone, with Python 3.11 to 3.13.
+#
+#   make run ARGS='--profile smoke'   rewrite, under Prefect        make test       the tests, pip only
+#   make ui PORT=4200                 look at the runs made         make check      format, lint, types, tests
+#   make wheel                        build dist/*.whl              make test-all   and what needs Debian packages
+#   make fmt                          format the sources            make bless-steps  accept edited step sources
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run ui test test-all check fmt wheel bless-steps setup
+
+BIN := .venv/bin
+READY := .venv/.ready
+OLD_READY := .venv-377/.ready
+TORCH := 2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
+PYTHON ?= $(shell for each in python3 python3.11 python3.12 python3.13; do \
+	$$each -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
+	&& echo $$each && break; done)
+PYTEST := $(BIN)/python -m pytest
+
+export OMP_NUM_THREADS ?= 1
+export DO_NOT_TRACK := 1
+
+help:
+	@sed -n '3,7s/^#//p' Makefile
+
+run: $(READY)
+	@$(BIN)/python -m nlrewrite run $(ARGS)
+
+ui: $(READY)
+	@$(BIN)/python -m flows.server ui $(PORT)
+
+test: $(READY)
+	$(PYTEST) -m 'not system' $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(MAKE) test
+
+test-all: $(READY) $(OLD_READY)
+	$(PYTEST) -m system $(ARGS)
+
+fmt: $(READY)
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+wheel: $(READY)
+	$(BIN)/python -m build --wheel --no-isolation
+
+bless-steps: $(READY)
+	$(BIN)/python -m tests.test_steps
+
+setup: $(READY)
+
+# Torch without a GPU is a CPU build: +cpu where pip is configured to find one, else from PyTorch's own index.
+# Its dependencies come with everything else, at the versions of the constraints.
+define install
+	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 was found. Name one: make PYTHON=/path/to/python3"; false; }
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	@$(1)/bin/python -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null || { \
+		if [ -n "$(GPU)" ]; then $(1)/bin/python -m pip install --quiet torch==$(TORCH); \
+		else $(1)/bin/python -m pip install --quiet --no-deps torch==$(TORCH)+cpu 2>/dev/null \
+		|| $(1)/bin/python -m pip install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) torch==$(TORCH); fi; }
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c $(2)
+	@touch $(1)/.ready
+endef
+
+$(READY): pyproject.toml constraints/cpu.txt constraints/gpu.txt
+	@echo "setting up .venv (once; a few minutes)"
+	$(call install,.venv,$(if $(GPU),constraints/gpu.txt,constraints/cpu.txt))
+
+# The versions that fit beside vLLM: another Prefect, another fastapi, another transformers.
+$(OLD_READY): pyproject.toml constraints/gpu.txt
+	@echo "setting up .venv-377 (once; a few minutes)"
+	$(call install,.venv-377,constraints/gpu.txt)
