@@ -1,0 +1,112 @@
+"""Values of all latents at all positions, in the forms in which they cost little: what an arm writes.
+
+In: true activations, simulated ones, or a table to look them up in. Out: what the decoder makes of them, for a slice of
+positions. Invariant: every form is linear in the decoder's rows, so "only these latents" is "these rows, the others
+zero", and predicted and true latents mix by adding two outputs.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy import sparse
+
+from nlrewrite.activations.collect import Active
+
+
+class Values(Protocol):
+    """Values of L latents at P positions."""
+
+    def output(self, rows: slice, dec_LE: np.ndarray) -> np.ndarray:
+        """What the latents write at `rows`: [rows, E]."""
+        ...
+
+    def dense(self, rows: slice) -> np.ndarray:
+        """The values themselves: [rows, L]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A value per latent that holds everywhere, and what is added to it here and there."""
+
+    constant_L: np.ndarray
+    extra_PL: sparse.csr_matrix
+
+    def output(self, rows: slice, dec_LE: np.ndarray) -> np.ndarray:
+        return (self.extra_PL[rows] @ dec_LE) + self.constant_L @ dec_LE
+
+    def dense(self, rows: slice) -> np.ndarray:
+        return self.extra_PL[rows].toarray() + self.constant_L
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Values that depend on a key of each position alone: row `key_P` of a table, which may be a product of tables.
+
+    With `sums_UL` and `back_UV`, the row of key u is `(sums[u] + back[u] @ table) / weight[u]`: a mean over what was
+    seen under u, drawn towards the table's row of a coarser key.
+    """
+
+    table_VL: np.ndarray
+    key_P: np.ndarray
+    sums_UL: sparse.csr_matrix | None = None
+    back_UV: sparse.csr_matrix | None = None
+    weight_U: np.ndarray | None = None
+
+    def output(self, rows: slice, dec_LE: np.ndarray) -> np.ndarray:
+        return self._rows(self.table_VL @ dec_LE, lambda sums: sums @ dec_LE, rows)
+
+    def dense(self, rows: slice) -> np.ndarray:
+        return self._rows(self.table_VL, lambda sums: sums.toarray(), rows)
+
+    def _rows(self, table: np.ndarray, write, rows: slice) -> np.ndarray:  # type: ignore[no-untyped-def]
+        keys = self.key_P[rows]
+        if self.sums_UL is None:
+            return table[keys]
+        assert self.back_UV is not None and self.weight_U is not None
+        unique, inverse = np.unique(keys, return_inverse=True)
+        merged = write(self.sums_UL[unique]) + self.back_UV[unique] @ table
+        return (merged / self.weight_U[unique, None]).astype(np.float32)[inverse]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The k values that a TopK keeps at each position; the others become what they are compared with."""
+
+    values: Values
+    k: int
+    rest_L: np.ndarray
+
+    def dense(self, rows: slice) -> np.ndarray:
+        values = self.values.dense(rows)
+        distance = np.abs(values - self.rest_L)
+        if self.k >= values.shape[1]:
+            return values
+        least = np.partition(distance, -self.k, axis=1)[:, -self.k, None]
+        return np.where(distance >= least, values, self.rest_L).astype(np.float32)
+
+    def output(self, rows: slice, dec_LE: np.ndarray) -> np.ndarray:
+        return self.dense(rows) @ dec_LE
+
+
+def true_codes(active: Active, latents: int) -> Codes:
+    """The activations themselves."""
+    count, k = active.values.shape
+    starts = np.arange(0, count * k + 1, k)
+    extra = sparse.csr_matrix((active.values.ravel(), active.latents.ravel(), starts), shape=(count, latents))
+    extra.eliminate_zeros()
+    return Codes(np.zeros(latents, dtype=np.float32), extra)
+
+
+def constant_codes(value_L: np.ndarray, count: int) -> Codes:
+    """The same value of a latent everywhere."""
+    return Codes(value_L.astype(np.float32), sparse.csr_matrix((count, len(value_L)), dtype=np.float32))
+
+
+def oracle_codes(active: Active, mean_active_L: np.ndarray) -> Codes:
+    """Truly active where it is active, with the latent's mean magnitude."""
+    truth = true_codes(active, len(mean_active_L))
+    extra = truth.extra_PL.copy()
+    extra.data = mean_active_L[extra.indices].astype(np.float32)
+    return Codes(truth.constant_L, extra)

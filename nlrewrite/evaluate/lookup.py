@@ -1,0 +1,81 @@
+"""The baselines that need no language: a latent's mean value given the token, and given the last two tokens.
+
+In: true activations of the splits that may be fitted on. Out: lookup tables for any positions. Invariant: a key never
+seen falls back on the coarser one, and how strongly a seen one does is chosen by predicting one split from the other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from nlrewrite.evaluate.codes import Codes, Lookup
+from nlrewrite.text.positions import Positions
+
+STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Positions with their true activations."""
+
+    where: Positions
+    truth: Codes
+
+
+def token_lookup(fitted: Sequence[Seen], where: Positions, vocabulary: int, strength: float) -> Lookup:
+    """E[a | token], drawn towards the overall mean with the weight of `strength` observations."""
+    return Lookup(_token_table(fitted, vocabulary, strength), where.token)
+
+
+def bigram_lookup(
+    fitted: Sequence[Seen], where: Positions, vocabulary: int, strength: float, token_strength: float
+) -> Lookup:
+    """E[a | token before, token], drawn towards E[a | token]."""
+    table = _token_table(fitted, vocabulary, token_strength)
+    keys = np.concatenate([_bigrams(seen.where, vocabulary) for seen in fitted])
+    wanted = _bigrams(where, vocabulary)
+    known = np.unique(np.concatenate([keys, wanted]))
+    sums = sum_rows(fitted, np.searchsorted(known, keys), len(known))
+    counts = np.bincount(np.searchsorted(known, keys), minlength=len(known))
+    back = sparse.csr_matrix(
+        (np.full(len(known), strength, np.float32), known % vocabulary, np.arange(len(known) + 1)),
+        shape=(len(known), vocabulary),
+    )
+    weight = (counts + strength).astype(np.float32)
+    return Lookup(table, np.searchsorted(known, wanted), sums, back, weight)
+
+
+def best_strengths(first: Seen, second: Seen, vocabulary: int, dec_LE: np.ndarray) -> tuple[float, float]:
+    """The two strengths with which `first` best predicts what the latents write on `second`."""
+
+    def error(lookup: Lookup) -> float:
+        everything = slice(0, len(second.where))
+        return float(np.square(lookup.output(everything, dec_LE) - written).sum())
+
+    written = second.truth.output(slice(0, len(second.where)), dec_LE)
+    token = min(STRENGTHS, key=lambda s: error(token_lookup([first], second.where, vocabulary, s)))
+    bigram = min(STRENGTHS, key=lambda s: error(bigram_lookup([first], second.where, vocabulary, s, token)))
+    return token, bigram
+
+
+def sum_rows(fitted: Sequence[Seen], key: np.ndarray, keys: int) -> sparse.csr_matrix:
+    """True activations summed by key: [keys, L]."""
+    truth = sparse.vstack([seen.truth.extra_PL for seen in fitted]).tocsr()
+    ones = np.ones(len(key), dtype=np.float32)
+    gather = sparse.csr_matrix((ones, (key, np.arange(len(key)))), shape=(keys, len(key)))
+    return (gather @ truth).tocsr()
+
+
+def _token_table(fitted: Sequence[Seen], vocabulary: int, strength: float) -> np.ndarray:
+    tokens = np.concatenate([seen.where.token for seen in fitted])
+    sums = sum_rows(fitted, tokens, vocabulary).toarray()
+    counts = np.bincount(tokens, minlength=vocabulary)[:, None]
+    mean = sums.sum(0) / len(tokens)
+    return ((sums + strength * mean) / (counts + strength)).astype(np.float32)
+
+
+def _bigrams(where: Positions, vocabulary: int) -> np.ndarray:
+    """A number for each pair (token before or nothing, token)."""
+    return (where.back(1).astype(np.int64) + 1) * vocabulary + where.token
