@@ -250,7 +250,7 @@ def _gc(options: argparse.Namespace, output: "Output") -> int:
     else:
         for attempt in sorted(garbage):
             print(attempt)
-        print(f"{len(garbage)} attempts {'would go' if options.dry_run else 'are gone'} from {store.uri}")
+        print(f"attempts that {'would go' if options.dry_run else 'are gone'}: {len(garbage)}, of {store.uri}")
     return 0
 
 

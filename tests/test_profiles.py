@@ -1,0 +1,214 @@
+"""Profiles and overrides: equal meanings give equal specs, and what cannot be meant is refused with its neighbours."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from nlrewrite import profiles
+from nlrewrite.artifacts import digest
+from nlrewrite.errors import NotYet, SettingError
+from nlrewrite.execution import Execution
+from nlrewrite.profiles import Overrides, settled
+from nlrewrite.published import CAPABILITIES, UNCHOSEN
+from nlrewrite.specs import HubDataset, HubSubject, RewriteSpec, TinySubject
+
+
+def spec(*settings: str, profile: str = "tiny", **fields: Any) -> RewriteSpec:
+    return settled(profile, Overrides(settings=settings, **fields))
+
+
+def test_tiny_is_the_defaults_and_comes_first():
+    assert spec() == RewriteSpec()
+    assert profiles.profile_names()[0] == "tiny"
+
+
+def test_the_other_tiny_profiles():
+    assert spec(profile="tiny-no-skip") == spec("coder.skip=false")
+    assert spec(profile="tiny-sae") == spec("coder.skip=false", "coder.site.kind=residual")
+
+
+def test_the_form_and_the_dotted_names_mean_the_same():
+    assert spec(k=8, latents=512, layer=1, coder_steps=9, max_quotes=3, max_words=20, resamples=300) == spec(
+        "coder.k=8",
+        "coder.width=512",
+        "coder.site.layer=1",
+        "coder.steps=9",
+        "explain.max_quotes=3",
+        "explain.max_words=20",
+        "evaluate.resamples=300",
+    )
+
+
+def test_every_field_of_the_form_is_described_placed_and_used():
+    shown = Overrides.model_fields
+    places = [
+        field.json_schema_extra["position"] for field in shown.values() if isinstance(field.json_schema_extra, dict)
+    ]
+    assert places == list(range(len(shown)))
+    assert all(field.description for field in shown.values())
+    assert set(shown) == {"seed", "settings", *profiles.FORM}
+    assert set(profiles.FORM.values()) <= set(profiles.settings())
+    assert Overrides() == Overrides.model_validate_json("{}")
+    with pytest.raises(ValidationError, match="latents"):
+        Overrides(latents=1)
+
+
+def test_a_settings_file_means_the_same_as_its_dotted_names():
+    nested = {"coder": {"k": 8, "site": {"kind": "residual"}, "skip": False}, "tokens": {"limits": {"report": 5}}}
+    expected = spec("coder.k=8", "coder.site.kind=residual", "coder.skip=false", "tokens.limits.report=5")
+    assert spec(*profiles.flat(nested)) == expected
+    assert (
+        spec('coder={"k": 8, "site": {"kind": "residual"}, "skip": false}', 'tokens.limits={"report": 5}') == expected
+    )
+
+
+@pytest.mark.parametrize("profile", profiles.profile_names())
+def test_a_spec_written_out_is_the_settings_that_make_it(profile: str):
+    whole = spec(profile=profile)
+    written = [line for line in profiles.flat(whole.model_dump(mode="json")) if not line.endswith("={}")]
+    assert spec(*written) == whole
+
+
+@given(
+    k=st.integers(1, 64),
+    seed=st.integers(0, 2**31 - 1),
+    rate=st.floats(1e-6, 0.5),
+    fractions=st.lists(st.floats(0.01, 1.0), min_size=1, max_size=4),
+)
+def test_values_come_through_as_they_are(k: int, seed: int, rate: float, fractions: list[float]):
+    made = spec(f"coder.k={k}", f"text.seed={seed}", f"coder.learning_rate={rate!r}", f"evaluate.fractions={fractions}")
+    assert (made.coder.k, made.text.seed, made.coder.learning_rate) == (k, seed, rate)
+    assert list(made.evaluate.fractions) == fractions
+
+
+def test_a_seed_goes_everywhere_but_where_one_is_named():
+    made = spec("coder.seed=3", seed=7)
+    dumped = made.model_dump()
+    seeds = {name: stage["seed"] for name, stage in dumped.items() if "seed" in stage}
+    assert seeds.pop("coder") == 3
+    assert set(seeds.values()) == {7}
+    assert set(seeds) == {name for name, stage in RewriteSpec().model_dump().items() if "seed" in stage} - {"coder"}
+    assert digest(spec(seed=7)) != digest(spec(seed=8))
+
+
+def test_another_kind_drops_the_fields_of_the_old_one():
+    hub = ("subject.revision=" + "1" * 40, "subject.kind=hub", "subject.model=some/model")
+    made = spec(*hub, profile="smoke")
+    assert made.subject == HubSubject(model="some/model", revision="1" * 40)
+    assert spec("subject.kind=tiny", profile="smoke").subject == spec(profile="smoke").subject
+    assert spec("subject.kind=tiny", profile="pythia-160m-sae").subject == TinySubject()
+
+
+def test_text_fields_keep_their_text():
+    made = spec("text.source.kind=hub", "text.source.dataset=12", "text.source.revision=" + "1" * 40)
+    assert made.text.source == HubDataset(dataset="12", revision="1" * 40)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("coder.wdith=3", "no setting is called 'coder.wdith' in profile smoke. Did you mean coder.width"),
+        ("k=3", "Did you mean coder.k"),
+        ("zzzz=3", "Its sections are text, tokens, subject"),
+        ("coder.site.layr=1", "coder.site.layer"),
+        ("coder.k=65", "k must be at most the number of latents: k=65, latents=64. Lower --set coder.k"),
+        ("coder.k=0", "coder.k: input should be greater than or equal to 1, not 0. Change --set coder.k"),
+        ("coder.k=many", "coder.k: input should be a valid integer"),
+        ("coder.site.kind=head", "coder.site.kind: input should be 'mlp', 'mlp-output' or 'residual', not 'head'"),
+        ("coder.site.kind=residual", "only an mlp site can have a skip term"),
+        ("coder", "a setting is written as name=value: 'coder'"),
+        ("=3", "a setting is written as name=value"),
+        ("coder=3", "coder is a section, not a value: 3. Set one of coder.site.kind"),
+        ("coder={}", "coder is a section"),
+        ("subject.kind=cat", "subject.kind must be one of 'tiny', 'hub', 'folder': it is 'cat'"),
+        ("subject.kind=hub", "subject.model is needed by subject.kind=hub and has no default"),
+        ("subject.model=a/b", "subject.model is not a setting of subject.kind=tiny"),
+        ("text.source.kind=hub", "text.source.dataset is needed by text.source.kind=hub"),
+        ("text.source.kind=cat", "text.source.kind must be one of"),
+        ("text.shares.train=0.9", "shares must add up to 1"),
+        ("evaluate.fractions=[0, 1]", "a fraction must lie above 0"),
+        ('coder={"wdith": 3}', "no setting is called 'coder.wdith'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(setting: str, message: str):
+    with pytest.raises(SettingError, match=re.escape(message)) as caught:
+        spec(setting, profile="smoke")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_revision_is_a_commit_and_never_a_branch():
+    with pytest.raises(SettingError, match=r"subject\.revision: string should match pattern .* not 'main'"):
+        spec("subject.kind=hub", "subject.model=a/b", "subject.revision=main")
+
+
+def test_an_unknown_profile_names_its_neighbours():
+    with pytest.raises(SettingError, match=r"no profile is called 'tiny-sea'.*tiny-sae"):
+        spec(profile="tiny-sea")
+
+
+def test_resolving_fills_in_the_content_of_local_text(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("A document about nothing in particular.")
+    execution = Execution(text_folder=str(tmp_path))
+    folder = Overrides(settings=("text.source.kind=folder",))
+    first = profiles.resolve("tiny", folder, execution)
+    assert profiles.resolve("tiny", folder, execution) == first
+    (tmp_path / "a.txt").write_text("Another document.")
+    assert digest(profiles.resolve("tiny", folder, execution)) != digest(first)
+    python = profiles.resolve("tiny", Overrides(), Execution())
+    assert re.fullmatch("[0-9a-f]{64}", python.text.source.model_dump()["content"])
+    with pytest.raises(SettingError, match="--subject-folder"):
+        profiles.resolve("tiny", Overrides(settings=("subject.kind=folder",)), Execution())
+
+
+PUBLISHED = {
+    "pythia-160m-transcoder": ("mlp", 6, 32_768, 32, True, 327_680_000),
+    "pythia-160m-transcoder-p1": ("mlp", 6, 32_768, 32, True, 327_680_000),
+    "pythia-160m-sae": ("residual", 6, 32_768, 32, False, 32_768_000),
+    "smollm2-135m-transcoder": ("mlp", 15, 18_432, 128, True, 36_864_000),
+    "gemma-2-9b-sae": ("residual", 11, 131_072, 49, False, 1_049_000),
+    "gpt2-small-transcoders": ("mlp", 8, 24_576, 16, False, 0),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name: str):
+    made = profiles.resolve(name, Overrides(), Execution())
+    published = profiles.chosen(name).published
+    assert published is not None
+    coder = made.coder
+    found = (coder.site.kind, coder.site.layer, coder.width, coder.k, coder.skip, published.queries(coder.width))
+    assert found == PUBLISHED[name]
+    assert published.latents == coder.width
+    with pytest.raises(NotYet, match=f"profile {name} cannot be run yet: it needs"):
+        profiles.require_runnable(name, made)
+
+
+def test_every_published_profile_is_tested_and_every_need_has_words():
+    names = {name for name, profile in profiles.PROFILES.items() if profile.published}
+    assert names == set(PUBLISHED)
+    assert {need for profile in profiles.PROFILES.values() for need in profile.needs} == set(CAPABILITIES)
+
+
+def test_the_two_versions_of_the_paper_differ_in_their_summary():
+    later, first = (profiles.chosen(f"pythia-160m-transcoder{suffix}").published for suffix in ("", "-p1"))
+    assert later
+    assert first
+    assert (later.summary_of_effect, later.ablation) == ("mean", "mean")
+    assert (first.summary_of_effect, first.ablation) == ("median absolute", "zero")
+    assert spec(profile="pythia-160m-transcoder").evaluate.least_base_loss == 0.1
+    assert spec(profile="pythia-160m-transcoder-p1").evaluate.least_base_loss == 0.0
+
+
+def test_an_unchosen_revision_plans_and_does_not_run():
+    subject = ("subject.kind=hub", "subject.model=a/b", f"subject.revision={UNCHOSEN}")
+    with pytest.raises(SettingError, match=r"--set subject\.revision=<commit>"):
+        profiles.require_runnable("tiny", spec(*subject))
+    text = ("text.source.kind=hub", "text.source.dataset=a/b", f"text.source.revision={UNCHOSEN}")
+    with pytest.raises(SettingError, match=r"--set text\.source\.revision=<commit>"):
+        profiles.require_runnable("tiny", spec(*text))
+    profiles.require_runnable("tiny", spec())
