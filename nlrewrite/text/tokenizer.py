@@ -14,7 +14,7 @@ from nlrewrite.errors import SettingError
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder. It neither cuts nor pads."""
+    """The tokenizer of a model folder. It neither cuts nor pads, and no text can spell a special token."""
     file = folder / "tokenizer.json"
     if file.is_file():
         tokenizer = Tokenizer.from_file(str(file))
@@ -24,6 +24,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True).backend_tokenizer
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 

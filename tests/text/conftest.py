@@ -14,7 +14,22 @@ from nlrewrite.seeds import generator
 from nlrewrite.specs import TextFolder, TextSpec, TinySubject
 from nlrewrite.text import sources
 
-WORDS = "the a cat dog house reads writes café 木 number of sentence under window with seven\n".split(" ")
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "house",
+    "reads",
+    "writes",
+    "café",
+    "木",
+    "number",
+    "of",
+    "sentence",
+    "under",
+    "seven\n",
+]
 
 
 def made_up(number: int) -> str:

@@ -129,7 +129,7 @@ def test_a_split_without_a_document_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "a.txt").write_text("the only one")
     execution = Execution(text_folder=str(folder))
-    with pytest.raises(SettingError, match="every split needs a document: .* got none of 1 groups"):
+    with pytest.raises(SettingError, match=r"every split needs a document: .* got none of 1 groups"):
         build(TextSpec(source=sources.identified(TextFolder(), execution)), execution, tmp_path / "out")
 
 
