@@ -117,6 +117,7 @@ def _run(options: argparse.Namespace, output: "Output") -> int:
     pipeline.check_refresh(options.refresh, pipeline.labels(spec))
     for library in ("OMP", "OPENBLAS", "MKL", "RAYON"):
         os.environ[f"{library}_NUM_THREADS"] = str(execution.threads)
+    os.environ["TQDM_DISABLE"] = "1"  # bars of libraries, which would tear ours
     if not options.local:
         _hand_over_to_flow(options, overrides, execution, output)
     spec = profiles.filled(spec, execution)
@@ -336,8 +337,11 @@ def _named(store: "Store", name: str) -> "Artifact":
     """The one artifact whose name begins so."""
     from nlrewrite.errors import SettingError
 
-    kind, _, digits = name.rpartition("/")
-    found = [each for each in store.listed() if each.digest.startswith(digits) and (not kind or each.kind == kind)]
+    kind, slash, digits = name.partition("/")
+    listed = store.listed()
+    found = [each for each in listed if each.kind == kind and each.digest.startswith(digits)]
+    if not found and not slash:
+        found = [each for each in listed if each.digest.startswith(name)]
     if len(found) != 1:
         many = ", ".join(str(each) for each in found[:6])
         raise SettingError(

@@ -108,7 +108,7 @@ class BarProgress(Progress):
 
         columns = (
             progress.TextColumn("  {task.description}"),
-            progress.BarColumn(),
+            progress.BarColumn(bar_width=20),
             progress.MofNCompleteColumn(),
             progress.TimeRemainingColumn(),
             progress.TextColumn("{task.fields[note]}"),

@@ -27,6 +27,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(f"NLREWRITE_{name}", raising=False)
     for library in ("OMP", "OPENBLAS", "MKL", "RAYON"):
         monkeypatch.setenv(f"{library}_NUM_THREADS", "1")
+    monkeypatch.setenv("TQDM_DISABLE", "1")
     return tmp_path
 
 
@@ -233,7 +234,7 @@ def test_show_takes_the_first_digits(small: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     store = Store("store")
     coder = next(each for each in store.listed() if each.kind == "coder")
-    for name in (str(coder), f"coder/{coder.digest[:5]}", coder.digest, "coder/"):
+    for name in (str(coder), f"coder/{coder.digest[:5]}", coder.digest, "coder/", "coder"):
         assert cli.main(["show", name, "--json"]) == 0
         told = json.loads(capsys.readouterr().out)
         assert Artifact.model_validate(told["artifact"]) == coder
