@@ -83,12 +83,16 @@ def _everywhere() -> argparse.ArgumentParser:
     at = os.environ.get
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("where and how")
-    group.add_argument("--store", default=at("NLREWRITE_STORE", "store"), help="folder or s3://bucket/prefix")
-    group.add_argument("--runs", default=at("NLREWRITE_RUNS", "runs"), help="folder that receives the reports")
-    group.add_argument("--threads", default=at("NLREWRITE_THREADS", "1"), help="compute threads")
-    group.add_argument("--device", default=at("NLREWRITE_DEVICE", "cpu"), help="cpu, cuda or cuda:N")
-    group.add_argument("--text-folder", help="folder of text files, with --set text.source.kind=folder")
-    group.add_argument("--subject-folder", help="local model folder, with --set subject.kind=folder")
+    group.add_argument(
+        "--store", default=at("NLREWRITE_STORE", "store"), help="folder or s3://bucket/prefix (NLREWRITE_STORE)"
+    )
+    group.add_argument("--runs", default=at("NLREWRITE_RUNS", "runs"), help="folder of the reports (NLREWRITE_RUNS)")
+    group.add_argument("--threads", default=at("NLREWRITE_THREADS", "1"), help="compute threads (NLREWRITE_THREADS)")
+    group.add_argument("--device", default=at("NLREWRITE_DEVICE", "cpu"), help="cpu, cuda or cuda:N (NLREWRITE_DEVICE)")
+    group.add_argument(
+        "--text-folder", metavar="FOLDER", help="folder of text files, with --set text.source.kind=folder"
+    )
+    group.add_argument("--subject-folder", metavar="FOLDER", help="local model folder, with --set subject.kind=folder")
     group.add_argument("--json", action="store_true", help="print JSON and nothing else")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress")
     group.add_argument("-v", "--verbose", action="store_true", help="say more, and show the trace of an error")
