@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ log = logging.getLogger(__name__)
 ENDPOINTS = ("NLREWRITE_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 AT_ONCE = 16
 UNFINISHED = "tmp"
+NEXT_PAGE = {
+    "NextContinuationToken": "ContinuationToken",
+    "NextKeyMarker": "KeyMarker",
+    "NextUploadIdMarker": "UploadIdMarker",
+}
 FAILURES = (OSError, BotoCoreError, ClientError, aiohttp.ClientError, http.client.HTTPException)
 
 
@@ -36,21 +42,7 @@ class S3Place:
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
-        endpoint = endpoint_of(os.environ)
-        self.fs: Any = s3fs.S3FileSystem(
-            endpoint_url=endpoint,
-            use_listings_cache=False,
-            skip_instance_cache=True,
-            max_concurrency=1,  # or every read of a manifest asks for its size first
-            config_kwargs={
-                "connect_timeout": 10,
-                "read_timeout": 60,
-                "max_pool_connections": 2 * AT_ONCE,
-                "retries": {"max_attempts": 3, "mode": "standard"},
-                "s3": {"addressing_style": "path" if endpoint else "auto"},
-            },
-        )
-        self.fs.retries = 3
+        self.fs = _filesystem(_settings(), os.getpid())
         self._conditional: bool | None = None
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -71,10 +63,9 @@ class S3Place:
             self.fs.get_file(self._path(key), str(target))
 
     def keys(self, prefix: str) -> list[tuple[str, float]]:
-        with self._reading(prefix):
-            found = self.fs.find(self._path(prefix), detail=True)
-        start = len(self._path(""))
-        return sorted((path[start:], info["LastModified"].timestamp()) for path, info in found.items())
+        with self._reading(prefix):  # not fs.find, which takes a prefix without objects for an object of its own
+            found = list(self._listed("list_objects_v2", "Contents", f"{self.prefix}{prefix}/"))
+        return sorted((each["Key"][len(self.prefix) :], each["LastModified"].timestamp()) for each in found)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -112,7 +103,8 @@ class S3Place:
         old = [key for key, written in self.keys(UNFINISHED) if now - written > older_than]
         self.remove(old)
         with self._writing("uploads"):
-            uploads = [each for each in self._uploads() if now - each["Initiated"].timestamp() > older_than]
+            started = self._listed("list_multipart_uploads", "Uploads", self.prefix)
+            uploads = [each for each in started if now - each["Initiated"].timestamp() > older_than]
             for each in uploads:
                 self.fs.call_s3(
                     "abort_multipart_upload", Bucket=self.bucket, Key=each["Key"], UploadId=each["UploadId"]
@@ -177,14 +169,43 @@ class S3Place:
                 )
         return self._conditional
 
-    def _uploads(self) -> Iterator[dict[str, Any]]:
-        page: dict[str, Any] = {}
+    def _listed(self, verb: str, field: str, prefix: str) -> Iterator[dict[str, Any]]:
+        """What every page of a listing holds under `field`."""
+        page: dict[str, str] = {}
         while True:
-            answer = self.fs.call_s3("list_multipart_uploads", Bucket=self.bucket, Prefix=self.prefix, **page)
-            yield from answer.get("Uploads", [])
+            answer = self.fs.call_s3(verb, Bucket=self.bucket, Prefix=prefix, **page)
+            yield from answer.get(field, [])
             if not answer.get("IsTruncated"):
                 return
-            page = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+            page = {request: answer[reply] for reply, request in NEXT_PAGE.items() if answer.get(reply)}
+
+
+@cache
+def _filesystem(settings: tuple[tuple[str, str], ...], process: int) -> Any:
+    """One client for all stores with equal settings; a forked process needs its own."""
+    endpoint = endpoint_of(dict(settings))
+    fs = s3fs.S3FileSystem(
+        endpoint_url=endpoint,
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        max_concurrency=1,  # or every read of a manifest asks for its size first
+        config_kwargs={
+            "connect_timeout": 10,
+            "read_timeout": 60,
+            "max_pool_connections": 2 * AT_ONCE,
+            "retries": {"max_attempts": 3, "mode": "standard"},
+            "s3": {"addressing_style": "path" if endpoint else "auto"},
+        },
+    )
+    fs.retries = 3
+    return fs
+
+
+def _settings() -> tuple[tuple[str, str], ...]:
+    """The part of the environment that says where S3 is and who asks."""
+    return tuple(
+        sorted((name, value) for name, value in os.environ.items() if name.startswith(("AWS_", "NLREWRITE_S3_")))
+    )
 
 
 def endpoint_of(environment: Mapping[str, str]) -> str | None:
