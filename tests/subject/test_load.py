@@ -69,8 +69,10 @@ def test_a_weight_that_is_missing_is_refused_and_not_drawn(folder):
     tensors = load_file(folder / load.WEIGHTS)
     del tensors["gpt_neox.layers.1.mlp.dense_h_to_4h.weight"]
     save_file(tensors, folder / load.WEIGHTS, metadata={"format": "pt"})
+    before = torch.get_rng_state()
     with pytest.raises(SettingError, match=r"lack 1 tensors .* gpt_neox\.layers\.1\.mlp\.dense_h_to_4h\.weight"):
         load.model(folder, Execution())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_tied_heads_are_no_missing_weights(saved):
@@ -94,6 +96,13 @@ def test_the_fingerprint_is_of_names_and_bytes_and_of_nothing_else(folder, tmp_p
         assert load.fingerprint(folder) != first, name
         (folder / name).write_bytes(data)
     assert load.fingerprint(folder) == first
+
+
+def test_equal_bytes_under_another_name_are_another_folder(folder):
+    shutil.copyfile(folder / "tokenizer.json", folder / "tokenizer_config.json")
+    first = load.fingerprint(folder)
+    (folder / "tokenizer_config.json").rename(folder / "special_tokens_map.json")
+    assert load.fingerprint(folder) != first
 
 
 def test_a_changed_shard_changes_the_fingerprint(sharded):

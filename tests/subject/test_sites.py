@@ -150,6 +150,14 @@ def test_stopping_at_the_site_runs_nothing_above_it(models):
     assert ran == [0, 1]
 
 
+def test_a_closed_record_keeps_what_it_has(models):
+    model = models["gpt_neox"]
+    with sites.recorded(model, sites.locate(model, Site(layer=1))) as record:
+        sites.logits(model, small_models.ids(tokens=12))
+    sites.logits(model, small_models.ids(tokens=7))
+    assert record.x.shape[1] == record.y.shape[1] == 12
+
+
 def test_recording_works_where_gradients_are_on(models):
     model = models["gpt_neox"]
     with sites.recorded(model, sites.locate(model, Site(layer=1))) as record:
