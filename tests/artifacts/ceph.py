@@ -13,13 +13,7 @@ import urllib.request
 import uuid
 from pathlib import Path
 
-PROGRAMS = {
-    "ceph-mon": "ceph-mon",
-    "ceph-mgr": "ceph-mgr",
-    "ceph-osd": "ceph-osd",
-    "radosgw": "radosgw",
-    "ceph": "ceph-common",
-}
+PROGRAMS = ("ceph-mon", "ceph-mgr", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "ceph-authtool", "monmaptool")
 INSTALL = "apt-get install -y --no-install-recommends ceph-mon ceph-mgr ceph-osd radosgw ceph-common"
 SECONDS_TO_START = 120
 ACCESS_KEY, SECRET_KEY = "TESTACCESSKEY", "test-secret-key-of-the-gateway"
