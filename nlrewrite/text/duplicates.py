@@ -58,9 +58,11 @@ def linked(shingles_of: list[np.ndarray]) -> np.ndarray:
     holders = np.repeat(label, [len(each) for each in shingles_of])[np.argsort(everything, kind="stable")]
     begins = np.concatenate([[0], np.cumsum(counts)])
     settled = counts < 2
+    in_own = np.zeros(len(counts), dtype=bool)
     for document, own in enumerate(shingles_of):
         need = len(own) // 2 + 1
         rarest = own[np.argsort(counts[own], kind="stable")][: len(own) - need + 1]
+        in_own[own] = True
         compared: set[int] = set()
         for shingle in rarest[~settled[rarest]]:
             held_by = holders[begins[shingle] : begins[shingle + 1]]
@@ -70,10 +72,7 @@ def linked(shingles_of: list[np.ndarray]) -> np.ndarray:
                 if other in compared or label[other] == label[document]:
                     continue
                 compared.add(other)
-                if len(shingles_of[other]) >= len(own) and shared(own, shingles_of[other]) >= need:
+                if np.count_nonzero(in_own[shingles_of[other]]) >= need:
                     label[label == label[other]] = label[document]
+        in_own[own] = False
     return label
-
-
-def shared(one: np.ndarray, other: np.ndarray) -> int:
-    return len(np.intersect1d(one, other, assume_unique=True))

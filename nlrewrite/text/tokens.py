@@ -112,7 +112,7 @@ def encode(tokenizer: Tokenizer, texts: list[str], split: Split, progress: Progr
 
 
 def train_stream(spec: TokensSpec, ids: list[np.ndarray], eot: int) -> np.ndarray:
-    """All documents, or as many, drawn by the seed, as fill the limit; the last one drawn is cut to fit."""
+    """All documents, or as many, drawn by the seed, as fill limit x window ids; the last one drawn is cut to fit."""
     limit = spec.limits.get("train")
     taken = [np.append(np.int32(eot), each) for each in ids]
     if limit is not None:

@@ -4,8 +4,12 @@ from hypothesis import strategies as st
 
 from nlrewrite.text import duplicates
 
-words = st.lists(st.sampled_from(["a", "b", "c"]), max_size=30)
-texts = st.lists(words.map(" ".join), max_size=12)
+passages = st.tuples(st.integers(0, 30), st.integers(0, 24)).map(lambda each: " ".join(numbered(*each)))
+texts = st.lists(st.lists(passages, max_size=3).map(" ".join), max_size=12)
+
+
+def numbered(begin: int, count: int) -> list[str]:
+    return [f"w{number}" for number in range(begin, begin + count)]
 
 
 def sets_of(text: str) -> set[tuple[str, ...]]:
@@ -48,10 +52,6 @@ def test_groups_do_not_depend_on_the_order_of_the_texts(texts: list[str], random
     moved = duplicates.groups([texts[index] for index in order]).tolist()
     back = [moved[order.index(index)] for index in range(len(texts))]
     assert partition(back) == partition(duplicates.groups(texts).tolist())
-
-
-def numbered(begin: int, count: int) -> list[str]:
-    return [f"w{number}" for number in range(begin, begin + count)]
 
 
 def test_more_than_half_of_the_smaller_links_and_half_does_not() -> None:

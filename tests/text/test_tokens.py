@@ -86,16 +86,22 @@ def test_nothing_is_left_out_but_for_a_limit_or_for_being_short(lengths: list[in
     assert len(limited) == min(counts.sum(), spec.limits.get("report", counts.sum()))
 
 
-def test_the_seed_chooses_which_windows_stay_and_another_split_chooses_others() -> None:
+@pytest.mark.parametrize(
+    "fields", [{"windows_per_document": 10}, {"windows_per_document": 80, "limits": {"report": 20, "calibrate": 20}}]
+)
+def test_the_seed_chooses_which_windows_stay_and_another_split_chooses_others(fields: dict) -> None:
     documents, ids = made([640, 640])
-    spec = TokensSpec(window=8, shortest=8, windows_per_document=10)
-    starts = {
-        (seed, split): tokens.cut(spec.model_copy(update={"seed": seed}), split, documents, ids, EOT).start.tolist()
-        for seed in (0, 1)
-        for split in ("report", "calibrate")
-    }
-    assert len({tuple(each) for each in starts.values()}) == 4
-    assert all(each[:10] != each[10:] and max(each) > 72 for each in starts.values())
+    chosen = set()
+    for seed in (0, 1):
+        spec = TokensSpec(window=8, shortest=8, seed=seed, **fields)
+        for split in ("report", "calibrate"):
+            windows = tokens.cut(spec, split, documents, ids, EOT)
+            first = set(windows.start[windows.document == 40].tolist())
+            assert first != set(windows.start[windows.document == 41].tolist())
+            assert len(windows) == 20
+            assert windows.start.max() >= 160
+            chosen.add(tuple(windows.start.tolist()))
+    assert len(chosen) == 4
 
 
 @given(st.lists(st.integers(1, 60), max_size=8), st.none() | st.integers(1, 20), st.integers(0, 1000))
