@@ -159,19 +159,18 @@ def long_docstring(node: ast.Module | Definition) -> str:
 def text_folder(execution: Execution) -> Path:
     if not execution.text_folder:
         raise SettingError(
-            "text.source.kind=folder needs a folder: execution.text_folder is empty. "
-            "Name one with --set execution.text_folder=FOLDER"
+            "text.source.kind=folder needs a folder: execution.text_folder is empty. Name one with --text-folder FOLDER"
         )
     root = Path(execution.text_folder)
     if not root.is_dir():
         raise SettingError(
             f"execution.text_folder must be a folder: {root} is {'a file' if root.exists() else 'not there'}. "
-            f"Change --set execution.text_folder"
+            f"Change --text-folder"
         )
     if not text_files(root):
         raise SettingError(
             f"execution.text_folder must hold at least one file that ends in {', '.join(TEXT_SUFFIXES)}: "
-            f"{root} has none. Change --set execution.text_folder"
+            f"{root} has none. Change --text-folder"
         )
     return root
 
