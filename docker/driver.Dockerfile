@@ -20,7 +20,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     OMP_NUM_THREADS=1 \
     DO_NOT_TRACK=1 \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
-    PREFECT_LOGGING_EXTRA_LOGGERS=nlrewrite \
     PREFECT_HOME=/opt/nlrewrite/.prefect
 RUN useradd --create-home --uid 1000 driver \
     && install --directory --owner driver --group driver \

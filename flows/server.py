@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 USUAL_PORT = 4200
 START_SECONDS = 120
 STOP_SECONDS = 15
+
+_started: dict[int, "subprocess.Popen[bytes]"] = {}
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,12 @@ class Server:
 
     def alive(self) -> bool:
         """Whether the process of that id is the server that was noted, and not a later process of the same id."""
-        seen = Path(f"/proc/{self.pid}/cmdline")
-        if Path("/proc/self").exists():
-            try:
-                command = seen.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                return False
-        else:
-            asked = ["ps", "-p", str(self.pid), "-o", "command="]
-            command = subprocess.run(asked, capture_output=True, text=True).stdout
-        return f"--port {self.port}" in command
+        for _ in range(4):
+            command = _command_line(self.pid)
+            if command:
+                return f"--port {self.port}" in command
+            time.sleep(0.05)  # a process that turns into another program has no command line for a moment
+        return False
 
 
 @dataclass(frozen=True)
@@ -182,6 +180,16 @@ def _nobody_else(users) -> bool:
     return True
 
 
+def _command_line(pid: int) -> str:
+    if Path("/proc/self").exists():
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            return ""
+    asked = ["ps", "-p", str(pid), "-o", "command="]
+    return subprocess.run(asked, capture_output=True, text=True).stdout
+
+
 def _start(home: Path, port: int | None) -> Server:
     if port is None:
         port = free_port()
@@ -199,6 +207,7 @@ def _start(home: Path, port: int | None) -> Server:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C meant for the run must not reach the server first
         )
+    _started[process.pid] = process
     server = Server(process.pid, port)
     _note(home, server, "parent")
     return server
@@ -220,8 +229,8 @@ def _become(home: Path, port: int) -> None:
 def _gone(server: Server, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with suppress(ChildProcessError):
-            os.waitpid(server.pid, os.WNOHANG)  # our own child leaves a zombie behind until it is asked after
+        if server.pid in _started:
+            _started[server.pid].poll()  # our own child is there until it has been asked after
         if not server.alive():
             return True
         time.sleep(0.05)
@@ -234,21 +243,19 @@ def _ui(port: int | None) -> None:
         wait_until_healthy(server)
         address = server.api.removesuffix("/api")
         print(f"Prefect: {address}    the runs made: {address}/v2/runs    Ctrl-C ends it", flush=True)
-        try:
-            while server.alive():
-                time.sleep(1)
-        except KeyboardInterrupt:
-            print()
+        while server.alive():
+            time.sleep(1)
 
 
 def main(arguments: list[str]) -> int:
     match arguments:
         case ["become", "--port", port]:
             _become(settle_environment(), int(port))
-        case ["ui"]:
-            _ui(None)
-        case ["ui", port] if port.isdecimal() and 0 < int(port) < 65536:
-            _ui(int(port))
+        case ["ui", *port] if all(each.isdecimal() and 0 < int(each) < 65536 for each in port) and len(port) < 2:
+            try:
+                _ui(int(port[0]) if port else None)
+            except KeyboardInterrupt:
+                print()
         case _:
             print("usage: python -m flows.server ui [port]", file=sys.stderr)
             return 2
