@@ -149,11 +149,9 @@ class S3Place:
     def _create(self, key: str, data: bytes) -> bool:
         try:
             self.fs.pipe_file(self._path(key), data, mode="create")
-        except FileExistsError:
-            return False
-        except OSError as error:
+        except OSError as error:  # AWS's answer makes it a FileExistsError, Ceph's does not
             if _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode") == 412:
-                return False  # Ceph names no condition in its answer, so s3fs raises a plain OSError
+                return False
             raise
         return True
 
@@ -193,7 +191,7 @@ def _filesystem(settings: tuple[tuple[str, str], ...], process: int) -> Any:
             "connect_timeout": 10,
             "read_timeout": 60,
             "max_pool_connections": 2 * AT_ONCE,
-            "retries": {"max_attempts": 3, "mode": "standard"},
+            "retries": {"mode": "standard"},  # three tries, or AWS_MAX_ATTEMPTS
             "s3": {"addressing_style": "path" if endpoint else "auto"},
         },
     )

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from enum import IntEnum, StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,14 @@ class Holder(BaseModel):
     part: Any
 
 
+class Colour(IntEnum):
+    RED = 1
+
+
+class Word(StrEnum):
+    RED = "red"
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -102,6 +111,8 @@ class Holder(BaseModel):
         (np.int64(1), "is a int64"),
         (np.zeros(2), "is a ndarray"),
         (np.str_("a"), "is a str_"),
+        (Colour.RED, "is a Colour"),
+        (Word.RED, "is a Word"),
         (math.nan, "a finite number.*nan"),
         (math.inf, "a finite number.*inf"),
         ({1: "a"}, "string keys.*has 1"),

@@ -12,7 +12,7 @@ import pytest
 from nlrewrite.artifacts import Store
 from nlrewrite.artifacts.local import LocalPlace
 from nlrewrite.errors import SettingError, StoreError
-from tests.artifacts.making import FILES, Recipe, artifact, make, manifest_key
+from tests.artifacts.making import FILES, Recipe, artifact, make, manifest_key, object_keys
 
 CODER = artifact("coder")
 
@@ -173,6 +173,21 @@ def test_what_killed_writers_left_is_cleared_when_it_is_old(root: Path) -> None:
     assert store.collect({}) == 1
     assert not left.exists()
     assert store.find(CODER).state == "hit"
+
+
+def test_one_young_file_keeps_an_old_attempt(root: Path) -> None:
+    """As a heartbeat does, when the step wrote its last file long ago."""
+    store = Store(str(root))
+    lost = make(store, artifact("lost"))
+    store.forget(lost.artifact)
+    keys = object_keys(store, lost)
+    long_ago = time.time() - 8 * 86400
+    for key in keys.values():
+        os.utime(root / key, (long_ago, long_ago))
+    store.place.write(f"objects/{lost.artifact}/{lost.attempt}/.heartbeat", b"")
+    assert store.garbage() == {}
+    os.utime(root / f"objects/{lost.artifact}/{lost.attempt}/.heartbeat", (long_ago, long_ago))
+    assert len(store.garbage()[f"{lost.artifact}/{lost.attempt}"]) == len(keys) + 1
 
 
 def test_the_folders_of_an_attempt_go_with_its_files(root: Path) -> None:

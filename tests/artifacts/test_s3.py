@@ -255,6 +255,7 @@ def test_a_server_that_has_stopped_is_no_miss(monkeypatch: pytest.MonkeyPatch) -
     host, port = moto.get_host_and_port()
     server = Server(f"http://{host}:{port}", "any", "any")
     use(server, monkeypatch)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     store = Store(new_bucket(server))
     make(store, CODER)
     assert store.find(CODER).hit
@@ -265,20 +266,36 @@ def test_a_server_that_has_stopped_is_no_miss(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_port_that_refuses_is_an_error_to_writers(monkeypatch: pytest.MonkeyPatch) -> None:
     use(Server("http://127.0.0.1:9", "any", "any"), monkeypatch)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(StoreError, match=r"cannot write.*Could not connect"):
         make(Store("s3://bucket/prefix"), CODER)
 
 
-@pytest.mark.parametrize("status", ["500 Internal Server Error", "403 Forbidden"])
-def test_a_server_that_answers_with_errors_is_no_miss(status: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(environment: dict[str, Any], respond: Callable[..., Any]) -> list[bytes]:
+@pytest.mark.parametrize(
+    ("status", "environment", "tries"),
+    [
+        ("503 Slow Down", {}, 3),
+        ("500 Internal Server Error", {"AWS_MAX_ATTEMPTS": "2"}, 2),
+        ("403 Forbidden", {}, 1),
+    ],
+)
+def test_a_server_that_answers_with_errors_is_no_miss(
+    status: str, environment: dict[str, str], tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def broken(request: dict[str, Any], respond: Callable[..., Any]) -> list[bytes]:
+        asked.append(request["PATH_INFO"])
         respond(status, [("Content-Length", "0")])
         return [b""]
 
     with served(broken) as endpoint:
         use(Server(endpoint, "any", "any"), monkeypatch)
+        for variable, value in environment.items():
+            monkeypatch.setenv(variable, value)
         with pytest.raises(StoreError, match="cannot read"):
             Store("s3://bucket/prefix").find(CODER)
+    assert asked == [f"/bucket/prefix/manifests/{CODER}.json"] * tries
 
 
 def test_credentials_that_are_not_there_are_no_miss(
