@@ -51,8 +51,8 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
         return step(label, "simulation", simulation, **read, explanations=explanations)
 
     def calibrate(label: str, simulation: Artifact) -> Artifact:
-        inputs = {"tokens": tokens, "activations": active["calibrate"], "simulation": simulation, "coder": coder}
-        return step(label, "calibration", spec.calibrate, **inputs)
+        known = {"tokens": tokens, "activations": active["calibrate"], "explain": active["explain"], "coder": coder}
+        return step(label, "calibration", spec.calibrate, **known, simulation=simulation)
 
     on_calibrate, shuffled_on_calibrate = simulate("calibrate"), simulate("calibrate", shuffle=True)
     scores = step(

@@ -87,6 +87,11 @@ def read(folder: Folder) -> Active:
     return Active(arrays["latents"], arrays["values"])
 
 
+def read_coder_width(folder: Folder) -> int:
+    """Number of latents of the coder whose activations these are."""
+    return len(statistics.read_latents(folder))
+
+
 def read_coder(folder: Folder) -> topk.TopKCoder:
     return topk.load(folder.path(topk.WEIGHTS), folder.path(topk.CONFIG))
 

@@ -1,6 +1,6 @@
 """Values of all latents at all positions, in the forms in which they cost little: what an arm writes.
 
-In: true activations, simulated ones, or a table to look them up in. Out: what the decoder makes of them, for a slice of
+In: true activations, simulated ones, or a table to look them up in. Out: what the decoder makes of them, for some
 positions. Invariant: every form is linear in the decoder's rows, so "only these latents" is "these rows, the others
 zero", and predicted and true latents mix by adding two outputs.
 """
@@ -17,11 +17,11 @@ from nlrewrite.activations.collect import Active
 class Values(Protocol):
     """Values of L latents at P positions."""
 
-    def output(self, rows: slice, dec_LE: np.ndarray) -> np.ndarray:
+    def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
         """What the latents write at `rows`: [rows, E]."""
         ...
 
-    def dense(self, rows: slice) -> np.ndarray:
+    def dense(self, rows: np.ndarray) -> np.ndarray:
         """The values themselves: [rows, L]."""
         ...
 
@@ -33,10 +33,10 @@ class Codes:
     constant_L: np.ndarray
     extra_PL: sparse.csr_matrix
 
-    def output(self, rows: slice, dec_LE: np.ndarray) -> np.ndarray:
+    def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
         return (self.extra_PL[rows] @ dec_LE) + self.constant_L @ dec_LE
 
-    def dense(self, rows: slice) -> np.ndarray:
+    def dense(self, rows: np.ndarray) -> np.ndarray:
         return self.extra_PL[rows].toarray() + self.constant_L
 
 
@@ -54,13 +54,13 @@ class Lookup:
     back_UV: sparse.csr_matrix | None = None
     weight_U: np.ndarray | None = None
 
-    def output(self, rows: slice, dec_LE: np.ndarray) -> np.ndarray:
+    def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
         return self._rows(self.table_VL @ dec_LE, lambda sums: sums @ dec_LE, rows)
 
-    def dense(self, rows: slice) -> np.ndarray:
+    def dense(self, rows: np.ndarray) -> np.ndarray:
         return self._rows(self.table_VL, lambda sums: sums.toarray(), rows)
 
-    def _rows(self, table: np.ndarray, write, rows: slice) -> np.ndarray:  # type: ignore[no-untyped-def]
+    def _rows(self, table: np.ndarray, write, rows: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
         keys = self.key_P[rows]
         if self.sums_UL is None:
             return table[keys]
@@ -78,7 +78,7 @@ class Kept:
     k: int
     rest_L: np.ndarray
 
-    def dense(self, rows: slice) -> np.ndarray:
+    def dense(self, rows: np.ndarray) -> np.ndarray:
         values = self.values.dense(rows)
         distance = np.abs(values - self.rest_L)
         if self.k >= values.shape[1]:
@@ -86,7 +86,7 @@ class Kept:
         least = np.partition(distance, -self.k, axis=1)[:, -self.k, None]
         return np.where(distance >= least, values, self.rest_L).astype(np.float32)
 
-    def output(self, rows: slice, dec_LE: np.ndarray) -> np.ndarray:
+    def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
         return self.dense(rows) @ dec_LE
 
 

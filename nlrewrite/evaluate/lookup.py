@@ -51,10 +51,10 @@ def best_strengths(first: Seen, second: Seen, vocabulary: int, dec_LE: np.ndarra
     """The two strengths with which `first` best predicts what the latents write on `second`."""
 
     def error(lookup: Lookup) -> float:
-        everything = slice(0, len(second.where))
+        everything = np.arange(len(second.where))
         return float(np.square(lookup.output(everything, dec_LE) - written).sum())
 
-    written = second.truth.output(slice(0, len(second.where)), dec_LE)
+    written = second.truth.output(np.arange(len(second.where)), dec_LE)
     token = min(STRENGTHS, key=lambda s: error(token_lookup([first], second.where, vocabulary, s)))
     bigram = min(STRENGTHS, key=lambda s: error(bigram_lookup([first], second.where, vocabulary, s, token)))
     return token, bigram

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from nlrewrite.progress import Progress
 
 Where = Literal["all", "last"]
-Write = Callable[[slice, "Tensor", "Tensor"], "Tensor"]
-"""(positions, x [n, D], true y [n, E]) -> what is written there [n, E]."""
+Write = Callable[[np.ndarray, "Tensor", "Tensor"], "Tensor"]
+"""(positions [n], x [n, D], true y [n, E]) -> what is written there [n, E]."""
 
 
 @dataclass(frozen=True)
@@ -51,36 +51,49 @@ def losses(
             part = windows[rows]
             ids, valid = padded(part), inside(part)
             count = int(valid.sum())
-            span = slice(at, at + count)
+            span = np.arange(at, at + count)
             at += count
             tail = sites.Tail(model, located, ids)
-            labels = torch.from_numpy(part.tokens[:, 1 : 1 + ids.shape[1]].astype(np.int64))
-            x_ND, y_NE = tail.x[valid], tail.y[valid]
-            last = torch.from_numpy(np.cumsum(part.lengths) - 1).long()
-            original = torch.log_softmax(tail.original[valid], dim=-1)
+            flat = valid.flatten().nonzero().squeeze(1)
+            labels = torch.from_numpy(part.tokens[:, 1 : 1 + ids.shape[1]].astype(np.int64)).flatten()
+            batch = _Batch(tail, flat, labels, span)
+            last = np.cumsum(part.lengths) - 1
+            chosen = {"all": np.arange(count), "last": last}
+            original = {where: batch.log_probabilities(None, rows) for where, rows in chosen.items()}
             for name, (where, write) in arms.items():
-                if write is None:
-                    patched = original
-                else:
-                    written = y_NE.clone()
-                    new = write(span, x_ND, y_NE)
-                    if where == "all":
-                        written = new
-                    else:
-                        written[last] = new[last]
-                    full = tail.y.clone()
-                    full[valid] = written
-                    patched = torch.log_softmax(tail.logits(lambda x, y, full=full: full)[valid], dim=-1)
-                parts[name].append(_measure(original, patched, labels[valid], None if where == "all" else last))
+                rows = chosen[where]
+                patched = original[where] if write is None else batch.log_probabilities(write, rows)
+                parts[name].append(_measure(original[where], patched, labels[flat[rows]]))
             advance(len(part))
     return {name: Losses(*(np.concatenate(column) for column in zip(*kept, strict=True))) for name, kept in parts.items()}
 
 
-def _measure(
-    original: "Tensor", patched: "Tensor", labels: "Tensor", rows: "Tensor | None"
-) -> tuple[np.ndarray, np.ndarray]:
-    if rows is not None:
-        original, patched, labels = original[rows], patched[rows], labels[rows]
+@dataclass(frozen=True)
+class _Batch:
+    """One batch of windows: the subject above the site, and where in the padded batch its positions lie."""
+
+    tail: sites.Tail
+    flat: "Tensor"
+    labels: "Tensor"
+    span: np.ndarray
+
+    def log_probabilities(self, write: "Write | None", rows: np.ndarray) -> "Tensor":
+        """Of the next token at `rows` (places among the batch's positions), with `write` in force there alone."""
+        import torch
+
+        at = self.flat[torch.from_numpy(rows)]
+        if write is None:
+            logits = self.tail.original
+        else:
+            x_ND, y_NE = self.tail.x.flatten(0, 1)[at], self.tail.y.flatten(0, 1)[at]
+            full = self.tail.y.flatten(0, 1).clone()
+            full[at] = write(self.span[rows], x_ND, y_NE)
+            replaced = full.view_as(self.tail.y)
+            logits = self.tail.logits(lambda x, y: replaced)
+        return torch.log_softmax(logits.flatten(0, 1)[at], dim=-1)
+
+
+def _measure(original: "Tensor", patched: "Tensor", labels: "Tensor") -> tuple[np.ndarray, np.ndarray]:
     ce = -patched.gather(1, labels[:, None]).squeeze(1)
     kl = (original.exp() * (original - patched)).sum(-1)
     return ce.numpy(), kl.numpy()

@@ -1,0 +1,178 @@
+"""The arms of an evaluation: what each one writes at the site, and the key by which its row is found.
+
+In: values of all latents from the different sources, subsets of latents, and how to patch. Out: a list of arms.
+Invariant: a predicted subset is mixed with the true values of the others and nothing else; a TopK only ever chooses
+among predicted values, so that it cannot evict a true one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlrewrite.calibrate.fit import Calibrated
+from nlrewrite.coders.topk import TopKCoder
+from nlrewrite.evaluate.codes import Codes, Kept, Values
+from nlrewrite.evaluate.losses import Where, Write
+from nlrewrite.seeds import generator
+from nlrewrite.specs import EvaluateSpec
+
+
+@dataclass(frozen=True)
+class Key:
+    """What tells one row of the results from another."""
+
+    arm: str
+    site: str
+    simulator: str = ""
+    explanation: str = ""
+    calibrator: str = ""
+    information: str = ""
+    topk: str = "none"
+    selection: str = "all"
+    fraction: float = 1.0
+    position: Where = "all"
+    subset_seed: int = 0
+
+
+@dataclass(frozen=True)
+class Arm:
+    key: Key
+    write: Write | None
+    n_latents: int
+    compared: tuple[str, float, int] = field(default=("all", 1.0, 0))
+    """Selection, fraction and subset seed of the mean ablation that this arm is measured against."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where an arm's values can come from. All of them at the same positions."""
+
+    truth: Codes
+    mean: Codes
+    zero: Codes
+    oracle: Codes
+    token_lookup: Values
+    bigram_lookup: Values
+    rewritten: dict[str, tuple[Calibrated, Codes]]
+    shuffled: tuple[Calibrated, Codes]
+    chosen: str
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The latents that are replaced."""
+
+    selection: str
+    fraction: float
+    seed: int
+    mask_L: np.ndarray
+
+    @property
+    def compared(self) -> tuple[str, float, int]:
+        return self.selection, self.fraction, self.seed
+
+
+class Writer:
+    """Turns values into what is written at the site."""
+
+    def __init__(self, coder: TopKCoder, truth: Codes) -> None:
+        self._coder, self._truth = coder, truth
+        self._dec_LE = coder.dec_LE.numpy()
+
+    def latents(self, values: Values, mask_L: np.ndarray | None = None) -> Write:
+        """The coder's output with `values` for the latents of the mask (all, if none) and true values for the rest."""
+        if mask_L is None or mask_L.all():
+            pieces = [(values, self._dec_LE)]
+        else:
+            pieces = [(values, self._dec_LE * mask_L[:, None]), (self._truth, self._dec_LE * ~mask_L[:, None])]
+
+        def write(rows: np.ndarray, x_ND: Tensor, y_NE: Tensor) -> Tensor:
+            written = sum(np.asarray(source.output(rows, dec), dtype=np.float32) for source, dec in pieces)
+            return self._coder.beside(x_ND) + torch.from_numpy(np.asarray(written))
+
+        return write
+
+    def no_skip(self, x_mean_D: Tensor) -> Write:
+        """True latents, the skip term at its mean."""
+
+        def write(rows: np.ndarray, x_ND: Tensor, y_NE: Tensor) -> Tensor:
+            beside = self._coder.beside(x_mean_D.expand(len(rows), -1))
+            return beside + torch.from_numpy(np.asarray(self._truth.output(rows, self._dec_LE), dtype=np.float32))
+
+        return write
+
+
+def subsets(spec: EvaluateSpec, score_L: np.ndarray) -> Iterator[Subset]:
+    """Nested subsets below fraction 1: the best by score, and seeded random ones."""
+    latents = len(score_L)
+    orders: list[tuple[str, int, np.ndarray]] = []
+    if "top" in spec.selections:
+        best = np.lexsort((np.arange(latents), -np.nan_to_num(score_L, nan=-1.0)))
+        orders.append(("top", 0, best))
+    if "sampled" in spec.selections:
+        for seed in range(spec.subsets):
+            orders.append(("sampled", seed, generator(spec.seed, "evaluate", "subset", seed).permutation(latents)))
+    for selection, seed, order in orders:
+        for fraction in sorted(fraction for fraction in spec.fractions if fraction < 1):
+            mask = np.zeros(latents, dtype=bool)
+            mask[order[: max(1, round(fraction * latents))]] = True
+            yield Subset(selection, fraction, seed, mask)
+
+
+def arms(
+    spec: EvaluateSpec,
+    sources: Sources,
+    coder: TopKCoder,
+    site: str,
+    score_L: np.ndarray,
+    x_mean_D: Tensor,
+    y_mean_E: Tensor,
+) -> list[Arm]:
+    writer = Writer(coder, sources.truth)
+    latents = coder.latents
+    chosen, chosen_codes = sources.rewritten[sources.chosen]
+    out: list[Arm] = []
+
+    def rewritten(calibrated: Calibrated, arm: str, **more: object) -> Key:
+        fields = {"simulator": "rules", "explanation": "rules", "calibrator": calibrated.name}
+        return Key(arm, site, information=calibrated.information, **{**fields, **more})  # type: ignore[arg-type]
+
+    for position in spec.positions:
+        whole = {"site": site, "position": position}
+
+        def add(name: str, write: Write | None, count: int = latents, **more: object) -> None:
+            out.append(Arm(Key(name, **{**whole, **more}), write, count))  # type: ignore[arg-type]  # noqa: B023
+
+        add("original", None, 0, fraction=0.0)
+        add("coder", writer.latents(sources.truth), 0, fraction=0.0)
+        add("mean", writer.latents(sources.mean))
+        add("zero", writer.latents(sources.zero))
+        add("mlp_mean", lambda rows, x, y: y_mean_E.expand(len(rows), -1))
+        add("mlp_zero", lambda rows, x, y: torch.zeros_like(y))
+        if coder.skip_ED is not None:
+            add("no_skip", writer.no_skip(x_mean_D), 0, fraction=0.0)
+        add("token_lookup", writer.latents(sources.token_lookup), information="paired")
+        add("bigram_lookup", writer.latents(sources.bigram_lookup), information="paired")
+        add("oracle", writer.latents(sources.oracle), simulator="oracle mask", calibrator="mean magnitude")
+        for calibrated, codes in sources.rewritten.values():
+            out.append(Arm(rewritten(calibrated, "rewritten", position=position), writer.latents(codes), latents))
+        calibrated, codes = sources.shuffled
+        key = rewritten(calibrated, "shuffled", position=position, explanation="shuffled")
+        out.append(Arm(key, writer.latents(codes), latents))
+        for policy in spec.topk:
+            if policy != "none":
+                rest = sources.mean.constant_L if policy == "deviations" else sources.zero.constant_L
+                kept = Kept(chosen_codes, coder.k, rest)
+                key = rewritten(chosen, "rewritten", position=position, topk=policy)
+                out.append(Arm(key, writer.latents(kept), latents))
+        for subset in subsets(spec, score_L):
+            part = {"selection": subset.selection, "fraction": subset.fraction, "subset_seed": subset.seed}
+            for name, values in (("mean", sources.mean), ("zero", sources.zero), ("rewritten", chosen_codes)):
+                plain = Key(name, **whole, **part)  # type: ignore[arg-type]
+                key = rewritten(chosen, name, position=position, **part) if name == "rewritten" else plain
+                write = writer.latents(values, subset.mask_L)
+                out.append(Arm(key, write, int(subset.mask_L.sum()), subset.compared))
+    return out
