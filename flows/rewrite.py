@@ -102,9 +102,9 @@ class StepTasks:
         artifact = pipeline.steps.name(kind, spec, inputs)
         again = artifact not in self._done and not self.refresh.isdisjoint((label, kind))
         started = time.perf_counter()
-        self.called += 1
         work = Work(step=label, execution=self.execution, refresh=again)
         state: State[Artifact] = TASKS[kind](spec=spec, work=work, **inputs, return_state=True)
+        self.called += 1
         artifact = state.result()
         self._done.add(artifact)
         self.rows.append(self._row(label, artifact, state, time.perf_counter() - started))

@@ -17,10 +17,22 @@ def scores(
 
 @step
 def calibration(
-    spec: CalibrateSpec, tokens: Artifact, activations: Artifact, simulation: Artifact, coder: Artifact, work: Work
+    spec: CalibrateSpec,
+    tokens: Artifact,
+    activations: Artifact,
+    explain: Artifact,
+    coder: Artifact,
+    simulation: Artifact,
+    work: Work,
 ) -> State[Artifact]:
-    """Maps from the simulator's digits to activations."""
-    inputs = {"tokens": tokens, "activations": activations, "simulation": simulation, "coder": coder}
+    """Maps from the simulator's digits to activations; `explain` is the activations that the sentences came from."""
+    inputs = {
+        "tokens": tokens,
+        "activations": activations,
+        "explain": explain,
+        "coder": coder,
+        "simulation": simulation,
+    }
     return find_or_build("calibration", spec, inputs, work)
 
 

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import PrefectException
 
 from nlrewrite.progress import Advance, Progress
 
@@ -92,7 +93,7 @@ class _Shown:
                 assert isinstance(made, UUID)  # and not a coroutine: a task is synchronous
                 self._artifact = made
             update_progress_artifact(self._artifact, percent, description=self._sentence())
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, PrefectException) as error:
             self._silent = True
             log.warning("the progress of %r is no longer shown: %s", self.label, error)
 

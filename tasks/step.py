@@ -60,7 +60,7 @@ def step(function: Callable[P, R]) -> Task[P, R]:
         cache_policy=NO_CACHE,
         persist_result=False,
         retries=2,
-        retry_delay_seconds=[2, 10],
+        retry_delay_seconds=[1, 5],
         retry_condition_fn=can_pass,
     )
 
