@@ -3,9 +3,7 @@
 In: an empty folder. Out: an endpoint on 127.0.0.1 with one user. Invariant: `stop` ends every process it started.
 """
 
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -46,7 +44,6 @@ osd_data = {root}/osd/$id
 mgr_data = {root}/mgr
 run_dir = {root}/run
 admin_socket = {root}/run/$cluster-$name.asok
-pid_file = {root}/run/$name.pid
 log_file = {root}/log/$name.log
 crash_dir = {root}/log
 [client.rgw]
@@ -70,7 +67,7 @@ class Gateway:
         missing = [program for program in PROGRAMS if shutil.which(program) is None]
         assert not missing, f"this test needs {', '.join(missing)}. Install with: {INSTALL}"
         self.root = root
-        self._gateway: subprocess.Popen[bytes] | None = None
+        self._daemons: list[subprocess.Popen[bytes]] = []
         # Sockets have short names; a folder of the tests has a long one.
         assert len(str(root)) < 70, f"the folder's name is too long for unix sockets: {root}"
 
@@ -90,14 +87,12 @@ class Gateway:
         monmap, keyring = str(self.root / "monmap"), str(self.root / "keyring")
         self._run("monmaptool", "--create", "--addv", "a", addresses, "--fsid", fsid, "--clobber", monmap)
         self._ceph("ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap, "--keyring", keyring)
-        self._ceph("ceph-mon", "-i", "a")
-        self._ceph("ceph-mgr", "-i", "x")
+        self._daemon("ceph-mon", "-i", "a")
+        self._daemon("ceph-mgr", "-i", "x")
         self._ceph("ceph", "osd", "new", osd, "0")
         self._ceph("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
-        self._ceph("ceph-osd", "-i", "0")
-        with open(self.root / "log" / "gateway.out", "wb") as out:
-            command = ["radosgw", "-c", str(self.root / "ceph.conf"), "-n", "client.rgw", "-f"]
-            self._gateway = subprocess.Popen(command, stdout=out, stderr=out)
+        self._daemon("ceph-osd", "-i", "0")
+        self._daemon("radosgw", "-n", "client.rgw")
         endpoint = f"http://127.0.0.1:{rgw}"
         self._wait(endpoint)
         user = ["--uid=test", "--display-name=test", f"--access-key={ACCESS_KEY}", f"--secret={SECRET_KEY}"]
@@ -105,15 +100,14 @@ class Gateway:
         return endpoint
 
     def stop(self) -> None:
-        if self._gateway is not None:
-            self._gateway.kill()
-            self._gateway.wait()
-        daemons = [int(path.read_text()) for path in (self.root / "run").glob("*.pid") if "rgw" not in path.name]
-        for daemon in daemons:
-            _signal(daemon, signal.SIGKILL)
-        for daemon in daemons:
-            while Path(f"/proc/{daemon}/cmdline").exists() and Path(f"/proc/{daemon}/cmdline").read_bytes():
-                time.sleep(0.05)
+        for daemon in reversed(self._daemons):
+            daemon.kill()
+            daemon.wait()
+
+    def _daemon(self, program: str, *arguments: str) -> None:
+        command = [program, "-c", str(self.root / "ceph.conf"), *arguments, "-f"]
+        with open(self.root / "log" / f"{program}.out", "wb") as out:
+            self._daemons.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out))
 
     def _ceph(self, program: str, *arguments: str) -> None:
         self._run(program, "-c", str(self.root / "ceph.conf"), *arguments)
@@ -129,19 +123,12 @@ class Gateway:
                 urllib.request.urlopen(endpoint, timeout=5).close()
                 return
             except OSError:
-                assert self._gateway is not None
-                log = self.root / "log"
-                dead = self._gateway.poll() is not None
-                assert not dead, f"the gateway ended: {(log / 'gateway.out').read_text()[-2000:]}"
-                assert time.monotonic() < deadline, f"the gateway did not answer in {SECONDS_TO_START} s; see {log}"
+                for daemon in self._daemons:
+                    program = daemon.args[0] if isinstance(daemon.args, list) else daemon.args
+                    out = self.root / "log" / f"{program}.out"
+                    assert daemon.poll() is None, f"{program} ended: {out.read_text()[-2000:]}"
+                assert time.monotonic() < deadline, f"the gateway did not answer in {SECONDS_TO_START} s"
                 time.sleep(0.2)
-
-
-def _signal(process: int, number: int) -> None:
-    try:
-        os.kill(process, number)
-    except ProcessLookupError:
-        return
 
 
 def _free_ports(count: int) -> list[int]:
