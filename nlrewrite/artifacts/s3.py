@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 ENDPOINTS = ("NLREWRITE_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 AT_ONCE = 16
+UPLOADS_AT_ONCE = 4  # each may hold a hundred megabytes
 UNFINISHED = "tmp"
 NEXT_PAGE = {
     "NextContinuationToken": "ContinuationToken",
@@ -84,18 +85,16 @@ class S3Place:
         def upload(item: tuple[str, Path]) -> None:
             key, path = item
             with self._writing(key):
-                self.fs.put_file(str(path), self._path(key), max_concurrency=4)
+                self.fs.put_file(str(path), self._path(key), max_concurrency=2)
 
-        for _ in self.each(upload, files.items()):
-            pass
+        _at_once(UPLOADS_AT_ONCE, upload, files.items())
 
     def remove(self, keys: Iterable[str]) -> None:
         def delete(key: str) -> None:  # one by one: not every server has the batch call
             with self._writing(key):
                 self.fs.rm_file(self._path(key))
 
-        for _ in self.each(delete, keys):
-            pass
+        _at_once(AT_ONCE, delete, keys)
 
     def clear_unfinished(self, older_than: float) -> int:
         """Abort old multipart uploads below our prefix, and remove what killed probes left."""
@@ -112,8 +111,7 @@ class S3Place:
         return len(old) + len(uploads)
 
     def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterable[Result]:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(function, items))
+        return _at_once(AT_ONCE, function, items)
 
     # -- within -------------------------------------------------------------------------------------------------------
 
@@ -176,6 +174,11 @@ class S3Place:
             if not answer.get("IsTruncated"):
                 return
             page = {request: answer[reply] for reply, request in NEXT_PAGE.items() if answer.get(reply)}
+
+
+def _at_once(limit: int, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    with ThreadPoolExecutor(limit) as pool:
+        return list(pool.map(function, items))
 
 
 @cache

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 600
 UNNAMED_IS_GARBAGE_AFTER = 7 * 86400
 HEARTBEAT = ".heartbeat"
+COMPARED = 200  # manifests read to explain a miss
 MANIFEST_KEY = re.compile(r"manifests/([a-z][a-z0-9-]*)/([0-9a-f]{16})\.json")
 
 
@@ -153,8 +154,9 @@ class Store:
         return target
 
     def listed(self, kind: str = "") -> list[Artifact]:
-        """Artifacts whose manifests a listing shows. For people and for gc; proves nothing."""
-        matches = (MANIFEST_KEY.fullmatch(key) for key, _ in self.place.keys(f"manifests/{kind}".rstrip("/")))
+        """Artifacts whose manifests a listing shows, the latest last. For people and for gc; proves nothing."""
+        keys = sorted(self.place.keys(f"manifests/{kind}".rstrip("/")), key=lambda each: each[1])
+        matches = (MANIFEST_KEY.fullmatch(key) for key, _ in keys)
         return [Artifact(kind=match[1], digest=match[2]) for match in matches if match]
 
     def nearest(
@@ -172,7 +174,8 @@ class Store:
             except CorruptArtifact:
                 return None  # no help in explaining another artifact; `verify` names it
 
-        found = [each for each in self.place.each(readable, self.listed(artifact.kind)) if each is not None]
+        latest = self.listed(artifact.kind)[-COMPARED:]
+        found = [each for each in self.place.each(readable, latest) if each is not None]
         return nearest(found, artifact, canonical(spec), inputs, version)
 
     # -- writing ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nlrewrite.artifacts import Store
+from nlrewrite.artifacts import store as store_module
 from nlrewrite.artifacts.local import LocalPlace
 from nlrewrite.errors import SettingError, StoreError
 from tests.artifacts.making import FILES, Recipe, artifact, make, manifest_key, object_keys
@@ -83,6 +84,23 @@ def test_a_store_that_is_not_there_yet_is_empty(root: Path) -> None:
     assert store.listed() == []
     assert store.garbage(older_than=0) == {}
     assert not root.exists()
+
+
+def test_the_latest_artifacts_are_listed_last_and_explain_a_miss(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(root))
+    for age, name in ((3, "nearest"), (1, "new"), (2, "middle")):
+        made = make(store, artifact(name), spec=Recipe(samples=10 if name == "nearest" else age, fractions=(0.1,)))
+        written = time.time() - age * 100
+        os.utime(root / manifest_key(made.artifact), (written, written))
+    assert store.listed() == [artifact("nearest"), artifact("middle"), artifact("new")]
+    wanted = Recipe(samples=10, fractions=(0.2,))
+    found = store.nearest(CODER, wanted)
+    assert found is not None
+    assert found.manifest.artifact == artifact("nearest")
+    monkeypatch.setattr(store_module, "COMPARED", 2)
+    found = store.nearest(CODER, wanted)
+    assert found is not None
+    assert found.manifest.artifact != artifact("nearest")
 
 
 # -- failures are never misses ----------------------------------------------------------------------------------------
