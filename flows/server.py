@@ -97,6 +97,8 @@ def attached(port: int | None = None) -> Iterator[Server | Elsewhere]:
             with _locked(home):
                 if _nobody_else(users):
                     end(home)
+            if server.pid in _started and not server.alive():
+                _started.pop(server.pid).wait()
 
 
 def wait_until_healthy(server: Server | Elsewhere, seconds: float = START_SECONDS) -> None:

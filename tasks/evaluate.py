@@ -47,13 +47,14 @@ def evaluation(
     report: Artifact,
     explanations: Artifact,
     scores: Artifact,
-    simulation: Artifact,
-    calibration: Artifact,
-    shuffled: Artifact,
-    shuffled_calibration: Artifact,
     work: Work,
+    **simulated: Artifact,
 ) -> State[Artifact]:
-    """The loss of every arm; `explain`, `calibrate` and `report` are the activations on those splits."""
+    """The loss of every arm.
+
+    `explain`, `calibrate` and `report` are the activations on those splits; `simulated` is what the sentences and their
+    controls led to, simulations and calibrators.
+    """
     inputs = {
         "subject": subject,
         "tokens": tokens,
@@ -63,10 +64,7 @@ def evaluation(
         "report": report,
         "explanations": explanations,
         "scores": scores,
-        "simulation": simulation,
-        "calibration": calibration,
-        "shuffled": shuffled,
-        "shuffled_calibration": shuffled_calibration,
+        **simulated,
     }
     return find_or_build("evaluation", spec, inputs, work)
 
@@ -74,6 +72,7 @@ def evaluation(
 @step
 def report(
     spec: ReportSpec,
+    corpus: Artifact,
     subject: Artifact,
     tokens: Artifact,
     coder: Artifact,
@@ -82,16 +81,13 @@ def report(
     report: Artifact,
     explanations: Artifact,
     scores: Artifact,
-    simulation: Artifact,
-    calibration: Artifact,
-    shuffled: Artifact,
-    shuffled_calibration: Artifact,
-    corpus: Artifact,
     evaluation: Artifact,
     work: Work,
+    **simulated: Artifact,
 ) -> State[Artifact]:
-    """results.json and report.html; `explain`, `calibrate` and `report` are the activations on those splits."""
+    """results.json and report.html, of the same inputs as the evaluation and of the evaluation itself."""
     inputs = {
+        "corpus": corpus,
         "subject": subject,
         "tokens": tokens,
         "coder": coder,
@@ -100,11 +96,7 @@ def report(
         "report": report,
         "explanations": explanations,
         "scores": scores,
-        "simulation": simulation,
-        "calibration": calibration,
-        "shuffled": shuffled,
-        "shuffled_calibration": shuffled_calibration,
-        "corpus": corpus,
         "evaluation": evaluation,
+        **simulated,
     }
     return find_or_build("report", spec, inputs, work)

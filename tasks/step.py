@@ -42,7 +42,8 @@ class Work(BaseModel):
 def artifact_name() -> str:
     """`kind/digest` of the task that is being called: the name of its task run."""
     parameters: dict[str, Any] = task_run.parameters
-    inputs = {name: value for name, value in parameters.items() if isinstance(value, Artifact)}
+    given = parameters | parameters.get("simulated", {})
+    inputs = {name: value for name, value in given.items() if isinstance(value, Artifact)}
     return str(steps.name(str(task_run.task_name), parameters["spec"], inputs))
 
 

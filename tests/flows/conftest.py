@@ -55,6 +55,12 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         os.environ.update({name: value for name, value in kept.items() if value is not None})
 
 
+@pytest.fixture(scope="session")
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home for tests that start their own servers. One for all, for the migrations of a new database take long."""
+    return tmp_path_factory.mktemp("own-prefect")
+
+
 @pytest.fixture
 def client(api: str) -> Iterator[SyncPrefectClient]:
     with get_client(sync_client=True) as each:

@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 
 from flows import launch, server
+from nlrewrite import pipeline, steps
 from nlrewrite.errors import SettingError
+from nlrewrite.execution import Execution
+from nlrewrite.profiles import Overrides, filled, settled
 
 ROOT = Path(__file__).parents[2]
+STEPS = len(pipeline.labels(settled("smoke", Overrides())))
 SMALL = "from tests import small_steps; small_steps.install(); from flows import launch; import sys; "
 RUN = SMALL + "raise SystemExit(launch.main(sys.argv[1:]))"
 
@@ -38,24 +42,23 @@ def ask(api: str, path: str, **body: Any) -> Any:
 
 
 def test_leaves_a_whole_history_and_no_server(
-    tmp_path: Path, place: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    own_home: Path, place: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = tmp_path / "prefect"
-    monkeypatch.setenv("PREFECT_HOME", str(home))
+    monkeypatch.setenv("PREFECT_HOME", str(own_home))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     for state in ("built", "hit"):
         done = run({"profile": "smoke", "execution": place})
         assert done.returncode == 0, done.stderr
         rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| ")]
-        assert sum(row[3].strip() == state for row in rows) == 17
+        assert sum(row[3].strip() == state for row in rows) == STEPS
         assert "closes 0.7500 [0.6500, 0.8500] of the gap" in done.stdout
         assert "Traceback" not in done.stderr
-        assert server.noted(home) is None
-        assert not (home / "server.json").exists()
+        assert server.noted(own_home) is None
+        assert not (own_home / "server.json").exists()
     with server.attached() as at:
         server.wait_until_healthy(at)
         states = [each["state_name"] for each in ask(at.api, "/task_runs/filter")]
-        assert (states.count("Completed"), states.count("Cached"), len(states)) == (17, 17, 34)
+        assert (states.count("Completed"), states.count("Cached"), len(states)) == (STEPS, STEPS, 2 * STEPS)
         assert [each["state_type"] for each in ask(at.api, "/flow_runs/filter")] == ["COMPLETED", "COMPLETED"]
         assert ask(at.api, "/logs/filter", logs={}, limit=1)
 
@@ -89,14 +92,16 @@ def test_parameters_that_are_no_object_are_told(text: str) -> None:
         launch.parse(text)
 
 
-def test_a_store_that_refuses_is_one_line(api: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    place = {"store": str(tmp_path / "file" / "store"), "runs": str(tmp_path / "runs")}
+def test_a_failure_in_a_task_is_one_line(api: str, place: dict[str, str]) -> None:
+    spec = filled(settled("smoke", Overrides()), Execution(**place))
+    manifest = Path(place["store"]) / "manifests" / f"{steps.name('corpus', spec.text, {})}.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("no manifest")
     done = run({"profile": "smoke", "execution": place}, PREFECT_API_URL=api)
-    assert done.returncode == 4, done.stderr
+    assert done.returncode == 5, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert str(tmp_path / "file") in errors[0]
+    assert "the manifest of corpus/" in errors[0]
     assert "Traceback" not in done.stderr
 
 
@@ -112,5 +117,5 @@ def test_prints_json_when_asked_to(api: str, place: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["headline"]["gap_closed"] == 0.75
-    assert len(told["steps"]) == 17
+    assert len(told["steps"]) == STEPS
     assert done.stderr == ""
