@@ -43,36 +43,37 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
         )
         for split in ("explain", "calibrate", "report")
     }
-    explanations = step("explanations", "explanations", spec.explain, **read, activations=active["explain"])
 
-    def simulate(split: str, shuffle: bool = False) -> Artifact:
+    def explain(label: str, most: int) -> Artifact:
+        limited = spec.explain.model_copy(update={"max_quotes": most})
+        return step(label, "explanations", limited, **read, activations=active["explain"])
+
+    def simulate(label: str, explanations: Artifact, split: str, shuffle: bool = False) -> Artifact:
         simulation = spec.simulate.model_copy(update={"split": split, "shuffle": shuffle})
-        label = f"simulation-{split}" + ("-shuffled" if shuffle else "")
         return step(label, "simulation", simulation, **read, explanations=explanations)
 
     def calibrate(label: str, simulation: Artifact) -> Artifact:
         known = {"tokens": tokens, "activations": active["calibrate"], "explain": active["explain"], "coder": coder}
         return step(label, "calibration", spec.calibrate, **known, simulation=simulation)
 
-    on_calibrate, shuffled_on_calibrate = simulate("calibrate"), simulate("calibrate", shuffle=True)
-    scores = step(
-        "scores", "scores", spec.score, tokens=tokens, activations=active["calibrate"], simulation=on_calibrate
-    )
-    calibration = calibrate("calibration", on_calibrate)
-    shuffled_calibration = calibrate("calibration-shuffled", shuffled_on_calibrate)
-    evaluated = {
-        **read,
-        "coder": coder,
-        "explain": active["explain"],
-        "calibrate": active["calibrate"],
-        "report": active["report"],
-        "explanations": explanations,
-        "scores": scores,
-        "simulation": simulate("report"),
-        "calibration": calibration,
-        "shuffled": simulate("report", shuffle=True),
-        "shuffled_calibration": shuffled_calibration,
-    }
+    def rewritten(suffix: str, explanations: Artifact, shuffle: bool = False) -> dict[str, Artifact]:
+        """Simulate the report split, with calibrators fitted on the calibrate split."""
+        on_calibrate = simulate(f"simulation-calibrate{suffix}", explanations, "calibrate", shuffle)
+        return {
+            f"on-calibrate{suffix}": on_calibrate,
+            f"calibration{suffix}": calibrate(f"calibration{suffix}", on_calibrate),
+            f"simulation{suffix}": simulate(f"simulation-report{suffix}", explanations, "report", shuffle),
+        }
+
+    explanations = explain("explanations", spec.explain.max_quotes)
+    simulated = rewritten("", explanations)
+    scored = {"tokens": tokens, "activations": active["calibrate"], "simulation": simulated["on-calibrate"]}
+    scores = step("scores", "scores", spec.score, **scored)
+    controls = rewritten("-shuffled", explanations, shuffle=True)
+    for most in spec.lengths:
+        controls |= rewritten(f"-{most}", explain(f"explanations-{most}", most))
+
+    evaluated = {**read, "coder": coder, **active, "explanations": explanations, "scores": scores, **simulated, **controls}
     evaluation = step("evaluation", "evaluation", spec.evaluate, **evaluated)
     report = step("report", "report", spec.report, **evaluated, corpus=corpus, evaluation=evaluation)
     return Rewritten(evaluation=evaluation, report=report)

@@ -46,6 +46,7 @@ PROFILES: dict[str, Profile] = {
             "subject": {"layers": 2, "width": 32, "vocabulary": 300, "context": 64, "batch": 8, "steps": 30},
             "coder": {"site": {"layer": 1}, "width": 64, "k": 4, "steps": 60, "batch": 256},
             "explain": {"max_quotes": 4, "max_words": 30, "min_active": 5},
+            "lengths": (2,),
             "score": {"examples": 10},
             "evaluate": {"fractions": (0.5, 1.0), "subsets": 1, "resamples": 200},
             "report": {"latents": 8, "examples": 2},

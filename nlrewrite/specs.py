@@ -101,10 +101,10 @@ class TinySubject(Spec):
     layers: int = Field(default=3, ge=1, le=24)
     width: int = Field(default=96, ge=32, le=2048, multiple_of=32, description="Residual width; heads are 32 wide.")
     vocabulary: int = Field(default=512, ge=300, le=65536)
-    context: int = Field(default=128, ge=32, le=4096, description="Longest text the model is trained on, in tokens.")
-    batch: int = Field(default=32, ge=1, le=4096)
-    steps: int = Field(default=700, ge=1, le=1_000_000)
-    learning_rate: float = Field(default=3e-3, gt=0, lt=1)
+    context: int = Field(default=64, ge=32, le=4096, description="Longest text the model is trained on, in tokens.")
+    batch: int = Field(default=16, ge=1, le=4096, description="Windows in one training step.")
+    steps: int = Field(default=1500, ge=1, le=1_000_000)
+    learning_rate: float = Field(default=6e-3, gt=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=1 << 31)
 
 
@@ -180,7 +180,7 @@ class ExplainSpec(Spec):
     max_quotes: int = Field(default=12, ge=1, le=200, description="Quoted tokens in a sentence, at most.")
     max_words: int = Field(default=60, ge=10, le=1000, description="Words in a sentence, at most.")
     min_active: int = Field(default=20, ge=1, description="Latents active on fewer tokens get no sentence.")
-    reach: int = Field(default=8, ge=1, le=64, description="Tokens that 'recently' looks back.")
+    reach: int = Field(default=8, ge=2, le=64, description="How many tokens back a sentence may look.")
     seed: int = Field(default=0, ge=0, lt=1 << 31)
 
 
@@ -207,7 +207,11 @@ class ScoreSpec(Spec):
 class CalibrateSpec(Spec):
     """Maps from the simulator's digits to activations, fitted on the calibrate split."""
 
-    calibrators: tuple[str, ...] = Field(default=("none", "quantile-6", "hurdle"), min_length=1)
+    calibrators: tuple[str, ...] = Field(
+        default=("none", "quantile-6", "quantile-7", "hurdle"),
+        min_length=1,
+        description="none, hurdle, quantile-1 to quantile-9 (Hyndman and Fan's types).",
+    )
     folds: int = Field(
         default=2, ge=2, le=20, description="Folds over document groups that choose the default calibrator."
     )
@@ -259,6 +263,7 @@ class RewriteSpec(Spec):
     coder: CoderSpec = CoderSpec()
     activations: ActivationsSpec = ActivationsSpec()
     explain: ExplainSpec = ExplainSpec()
+    lengths: tuple[int, ...] = Field(default=(2, 4, 8), description="Other limits of quoted tokens, to plot what length buys.")
     simulate: SimulateSpec = SimulateSpec()
     score: ScoreSpec = ScoreSpec()
     calibrate: CalibrateSpec = CalibrateSpec()

@@ -58,6 +58,8 @@ class Sources:
     bigram_lookup: Values
     rewritten: dict[str, tuple[Calibrated, Codes]]
     shuffled: tuple[Calibrated, Codes]
+    lengths: dict[int, tuple[Calibrated, Codes]]
+    """By the most tokens that a sentence may quote, where that differs from the main ones."""
     chosen: str
 
 
@@ -162,6 +164,9 @@ def arms(
         calibrated, codes = sources.shuffled
         key = rewritten(calibrated, "shuffled", position=position, explanation="shuffled")
         out.append(Arm(key, writer.latents(codes), latents))
+        for most, (calibrated, codes) in sources.lengths.items():
+            key = rewritten(calibrated, "rewritten", position=position, explanation=f"rules-{most}")
+            out.append(Arm(key, writer.latents(codes), latents))
         for policy in spec.topk:
             if policy != "none":
                 rest = sources.mean.constant_L if policy == "deviations" else sources.zero.constant_L

@@ -7,6 +7,7 @@ figure can be computed again from `losses.parquet`.
 """
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,8 +82,8 @@ def gather(inputs: dict[str, Folder], where: Positions, dec_LE: np.ndarray, voca
     calibrators, chosen = read_calibrated(inputs["calibration"])
     on_report = fitting_on(inputs["simulation"], inputs["report"], inputs["report"], latents)
     calibrators[ON_PROMPT_CALIBRATOR] = fit(ON_PROMPT_CALIBRATOR, on_report, np.zeros(count, dtype=np.int64))
-    shuffled, shuffled_chosen = read_calibrated(inputs["shuffled_calibration"])
-    control = shuffled[chosen if chosen in shuffled else shuffled_chosen]
+    shuffled, _ = read_calibrated(inputs["calibration-shuffled"])
+    control = shuffled[chosen]
     active = read(inputs["report"])
     return Sources(
         truth=true_codes(active, latents),
@@ -95,9 +96,23 @@ def gather(inputs: dict[str, Folder], where: Positions, dec_LE: np.ndarray, voca
             name: (each, with_means(each.codes(simulated, count), simulated.explained, mean_L))
             for name, each in calibrators.items()
         },
-        shuffled=(control, control.codes(simulation.read(inputs["shuffled"]), count)),
+        shuffled=(control, control.codes(simulation.read(inputs["simulation-shuffled"]), count)),
+        lengths={most: _of_length(inputs, most, chosen, count, mean_L) for most in _lengths(inputs)},
         chosen=chosen,
     )
+
+
+def _lengths(inputs: dict[str, Folder]) -> list[int]:
+    """The limits of quoted tokens for which there are simulations beside the main one."""
+    return sorted(int(name.rpartition("-")[2]) for name in inputs if re.fullmatch(r"simulation-\d+", name))
+
+
+def _of_length(
+    inputs: dict[str, Folder], most: int, chosen: str, count: int, mean_L: np.ndarray
+) -> tuple[Calibrated, Codes]:
+    simulated = simulation.read(inputs[f"simulation-{most}"])
+    calibrated = read_calibrated(inputs[f"calibration-{most}"])[0][chosen]
+    return calibrated, with_means(calibrated.codes(simulated, count), simulated.explained, mean_L)
 
 
 def with_means(codes: Codes, explained_L: np.ndarray, mean_L: np.ndarray) -> Codes:
@@ -224,7 +239,7 @@ def headline(rows: list[dict[str, object]], chosen: str) -> dict[str, object]:
     position = "all" if any(row["position"] == "all" for row in rows) else "last"
     whole = [row for row in rows if row["position"] == position and row["selection"] == "all" and row["topk"] == "none"]
     by_arm = {row["arm"]: row for row in whole if row["arm"] != "rewritten"}
-    quoted = next(row for row in whole if row["arm"] == "rewritten" and row["calibrator"] == chosen)
+    quoted = next(row for row in whole if row["explanation"] == "rules" and row["calibrator"] == chosen)
     key = ("arm", "site", "simulator", "explanation", "calibrator", "information", "topk", "selection", "subset_seed")
 
     def loss(arm: str) -> float:

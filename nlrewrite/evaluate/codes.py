@@ -94,7 +94,8 @@ def true_codes(active: Active, latents: int) -> Codes:
     """The activations themselves."""
     count, k = active.values.shape
     starts = np.arange(0, count * k + 1, k)
-    extra = sparse.csr_matrix((active.values.ravel(), active.latents.ravel(), starts), shape=(count, latents))
+    pairs = active.values.ravel(), active.latents.ravel(), starts
+    extra = sparse.csr_matrix(pairs, shape=(count, latents), copy=True)  # eliminate_zeros works in place
     extra.eliminate_zeros()
     return Codes(np.zeros(latents, dtype=np.float32), extra)
 
