@@ -19,7 +19,7 @@ from nlrewrite.activations.statistics import read_latents, write_table
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate.cells import cells
 from nlrewrite.calibrate.fit import ON_PROMPT, Calibrated, fit, fitting_on, read_calibrated
-from nlrewrite.evaluate import bootstrap, lookup
+from nlrewrite.evaluate import bootstrap, equivalent, lookup
 from nlrewrite.evaluate.arms import Arm, Sources, arms
 from nlrewrite.evaluate.codes import Codes, constant_codes, oracle_codes, true_codes
 from nlrewrite.evaluate.losses import Losses, losses
@@ -57,7 +57,9 @@ def build(spec: EvaluateSpec, inputs: dict[str, Folder], out: Path, running: "Ru
     unexplained = int((~simulation.read(inputs["simulation"]).explained).sum())
     sums, rows = summarise(spec, planned, measured, where, windows, unexplained)
     write_table(sums, out / "losses.parquet")
-    results = {"headline": headline(rows, sources.chosen), "arms": rows}
+    weights = equivalent.checkpoints(inputs["subject"])
+    trained = _as_training(spec, planned, measured, where, sources.chosen, model, weights, windows, running)
+    results = {"headline": headline(rows, sources.chosen), "arms": rows, "equivalent_training": trained}
     (out / "results.json").write_text(json.dumps(results, indent=1))
     _write_latents(inputs, sources, coder.dec_LE.numpy(), out)
 
@@ -232,6 +234,43 @@ def _figures(
             }
         )
     return rows
+
+
+def _as_training(
+    spec: EvaluateSpec,
+    planned: list[Arm],
+    measured: dict[str, Losses],
+    where: Positions,
+    chosen: str,
+    model: "nn.Module",
+    weights: dict[int, Path],
+    windows: Windows,
+    running: "Running",
+) -> list[dict[str, object]]:
+    """The whole-site arms told as shares of the subject's training; none for a subject that was not trained here."""
+    told = [
+        index
+        for index, arm in enumerate(planned)
+        if (arm.key.position, arm.key.selection, arm.key.topk) == ("all", "all", "none")
+        and (arm.key.arm in ("original", "coder", "mean", "mlp_mean") or _quoted(arm, chosen))
+    ]
+    if not weights or not told:
+        return []
+    batch_tokens = running.execution.batch_tokens
+    of_checkpoints = equivalent.checkpoint_losses(model, weights, windows, batch_tokens, running.progress)
+    together = np.concatenate([of_checkpoints, np.stack([measured[str(index)].ce for index in told], axis=1)], axis=1)
+    groups, of_position = np.unique(where.group, return_inverse=True)
+    sums = np.zeros((len(groups), together.shape[1]))
+    np.add.at(sums, of_position, together)
+    draws = generator(spec.seed, "evaluate", "bootstrap", "training")
+    drawn = bootstrap.resample(sums, np.bincount(of_position).astype(np.float64), spec.resamples, draws)
+    steps = np.array(sorted(weights))
+    shares = equivalent.equivalent(steps, drawn.measured_A, drawn.resampled_RA)
+    return [{"arm": planned[index].key.arm, **share} for index, share in zip(told, shares, strict=True)]
+
+
+def _quoted(arm: Arm, chosen: str) -> bool:
+    return arm.key.arm == "rewritten" and arm.key.explanation == "rules" and arm.key.calibrator == chosen
 
 
 def headline(rows: list[dict[str, object]], chosen: str) -> dict[str, object]:
