@@ -62,10 +62,10 @@ define install
 	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 was found. Name one: make PYTHON=/path/to/python3"; false; }
 	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 	@$(1)/bin/python -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null || { \
-		if [ -n "$(GPU)" ]; then $(1)/bin/python -m pip install --quiet torch==$(TORCH); \
-		else $(1)/bin/python -m pip install --quiet --no-deps torch==$(TORCH)+cpu 2>/dev/null \
-		|| $(1)/bin/python -m pip install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) torch==$(TORCH); fi; }
-	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c $(2)
+		if [ -n "$(GPU)" ]; then $(1)/bin/python -m pip install -qq torch==$(TORCH); \
+		else $(1)/bin/python -m pip install -qq --no-deps torch==$(TORCH)+cpu 2>/dev/null \
+		|| $(1)/bin/python -m pip install -qq --no-deps --index-url $(TORCH_CPU_INDEX) torch==$(TORCH); fi; }
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -e '.[dev]' -c $(2)
 	@touch $(1)/.ready
 endef
 
