@@ -54,8 +54,8 @@ STEPS = _table(
     Step("activations", 1, "nlrewrite.activations.collect:build", ("nlrewrite.activations.collect", "nlrewrite.activations.statistics", "nlrewrite.subject.sites", "nlrewrite.text.positions"), ("subject", "tokens", "coder")),
     Step("explanations", 1, "nlrewrite.explain.rules:build", ("nlrewrite.explain.rules", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations")),
     Step("simulation", 1, "nlrewrite.simulate.rules:build", ("nlrewrite.simulate.rules", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "explanations")),
-    Step("scores", 1, "nlrewrite.score.build:build", ("nlrewrite.score.build", "nlrewrite.score.measures"), ("tokens", "activations", "simulation")),
-    Step("calibration", 1, "nlrewrite.calibrate.fit:build", ("nlrewrite.calibrate.fit", "nlrewrite.calibrate.cells", "nlrewrite.calibrate.quantile", "nlrewrite.calibrate.hurdle"), ("tokens", "activations", "explain", "coder", "simulation")),
+    Step("scores", 1, "nlrewrite.score.build:build", ("nlrewrite.score.build", "nlrewrite.score.measures", "nlrewrite.calibrate.cells", "nlrewrite.evaluate.codes"), ("tokens", "activations", "simulation")),
+    Step("calibration", 1, "nlrewrite.calibrate.fit:build", ("nlrewrite.calibrate.fit", "nlrewrite.evaluate.codes", "nlrewrite.calibrate.cells", "nlrewrite.calibrate.quantile", "nlrewrite.calibrate.hurdle"), ("tokens", "activations", "explain", "coder", "simulation")),
     Step("evaluation", 1, "nlrewrite.evaluate.build:build", ("nlrewrite.evaluate.build", "nlrewrite.evaluate.arms", "nlrewrite.evaluate.codes", "nlrewrite.evaluate.lookup", "nlrewrite.evaluate.losses", "nlrewrite.evaluate.bootstrap", "nlrewrite.evaluate.equivalent", "nlrewrite.subject.sites")),
     Step("report", 1, "nlrewrite.report.build:build", ("nlrewrite.report.build", "nlrewrite.report.page", "nlrewrite.report.figures")),
 )  # fmt: skip
