@@ -66,7 +66,11 @@ class Planner:
 
     def __call__(self, label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
         artifact, finding = decide(self.store, label, kind, spec, inputs, self.refresh)
-        state, why = self._verdict(artifact, finding, spec, inputs)
+        if artifact in self._states:
+            state, why = "hit", "the same artifact as a step before it"
+        else:
+            state, why = self._verdict(artifact, finding, spec, inputs)
+            self._states[artifact] = state
         manifest = finding.manifest
         self.rows.append(
             PlanRow(
@@ -80,7 +84,6 @@ class Planner:
             )
         )
         self.specs[label] = spec
-        self._states[artifact] = state
         return artifact
 
     def _verdict(

@@ -126,6 +126,7 @@ def _rewriting(
         "coder": coder,
         "activations": {"examples": 4},
         "explain": {"min_active": 201},
+        "lengths": (),
         "calibrate": {"calibrators": ("none", "quantile-1")},
         "evaluate": {
             "fractions": FRACTIONS,
@@ -232,6 +233,7 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
             "subject": GEMMA,
             "coder": {"site": {"kind": "residual", "layer": 11}, "width": 131_072, "k": 49, "skip": False},
             "activations": {"examples": 4},
+            "lengths": (),
             "evaluate": {"positions": ("last",)},
         },
         Published(
@@ -256,6 +258,7 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
             "text": {"source": OPENWEBTEXT},
             "tokens": {"window": 128, "limits": {"report": 12_800}},
             "subject": GPT2,
+            "lengths": (),
             "coder": {
                 "site": {"kind": "mlp", "layer": 8},
                 "width": 24_576,

@@ -193,32 +193,45 @@ def results_markdown(results: Mapping[str, Any]) -> str:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    rows, seen = [], set()
-    arms = [arm for arm in results["arms"] if arm["fraction"] == 1 and arm["position"] == "all"]
-    varied = len({arm["topk"] for arm in arms}) > 1
-    for arm in arms:
-        key = (arm["arm"], *((arm["topk"],) if varied else ()), arm["calibrator"], arm["information"])
-        if key in seen:
-            continue  # with all latents chosen, every way to choose them is the same
-        seen.add(key)
-        figures = (number(arm["ce"]), interval(arm, "delta_ce"), number(arm["kl"]), interval(arm, "gap_closed"))
-        rows.append((*(str(part) if part is not None else "" for part in key), *figures))
-    columns = ("arm", *(("topk",) if varied else ()), "calibrator", "information")
+    """The arms with all latents replaced, and those that replace none, at all positions."""
+    everywhere = [arm for arm in results["arms"] if arm["position"] == "all"]
+    partial = {arm["arm"] for arm in everywhere if arm["fraction"]}
+    arms = [arm for arm in everywhere if arm["fraction"] == 1 or arm["arm"] not in partial]
+    varied = [name for name in ("explanation", "topk") if len({arm[name] for arm in arms if arm[name]}) > 1]
+    keys = ("arm", *varied, "calibrator", "information")
     figures = ("ce", "delta_ce [low, high]", "kl", "gap_closed [low, high]")
-    return table((*columns, *figures), rows, right=figures)
+    rows: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for arm in arms:  # with all latents chosen, every way to choose them is the same: the first stands for all
+        values = (number(arm["ce"]), interval(arm, "delta_ce"), number(arm["kl"]), interval(arm, "gap_closed"))
+        rows.setdefault(tuple(str(arm[key] or "") for key in keys), values)
+    return table((*keys, *figures), [(*key, *values) for key, values in rows.items()], right=figures)
 
 
 def headline(results: Mapping[str, Any]) -> str:
     """What the rewriting achieves, in one sentence with its interval and its controls."""
     head = results["headline"]
+    if head["gap_closed"] is None:
+        return (
+            "The coder is not measurably better than its latents at their mean, so there is no gap to close: "
+            "see delta_ce and kl. Train the coder longer, or choose another layer with --set coder.site.layer."
+        )
+    controls = {
+        "token lookup": head["token_lookup"],
+        "bigram lookup": head["bigram_lookup"],
+        "shuffled sentences": head["shuffled"],
+        "oracle mask": head["oracle"],
+    }
     over = head["over_token_lookup"]
     return (
-        f"Rewritten in sentences, all latents at all positions, the layer closes "
-        f"{number(head['gap_closed'])} [{number(head['low'])}, {number(head['high'])}] of the gap between the latents "
-        f"at their mean and the coder (token lookup {number(head['token_lookup'])}, bigram lookup "
-        f"{number(head['bigram_lookup'])}, shuffled sentences {number(head['shuffled'])}, oracle mask "
-        f"{number(head['oracle'])}); over token lookup {number(over['mean'])} "
-        f"[{number(over['low'])}, {number(over['high'])}]; calibrator chosen on {head['chosen_on']}."
+        f"Rewritten in sentences, all latents at all positions, the layer closes {number(head['gap_closed'])} "
+        f"[{number(head['low'])}, {number(head['high'])}] of the gap between its latents at their mean and the coder"
+        f" ({', '.join(f'{name} {number(value)}' for name, value in controls.items() if value is not None)})"
+        + (
+            f"; over token lookup {number(over['mean'])} [{number(over['low'])}, {number(over['high'])}]"
+            if over
+            else ""
+        )
+        + f"; calibrator chosen on {head['chosen_on']}."
     )
 
 

@@ -6,6 +6,7 @@ Each writes its spec and the hashes of what it read, so that an artifact changes
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,7 +82,7 @@ def _arm(arm: str, gap: float | None, **changes: object) -> dict[str, object]:
     return {**row, **changes}
 
 
-RESULTS = {
+RESULTS: dict[str, Any] = {
     "headline": {
         "position": "all",
         "fraction": 1,
@@ -97,7 +98,7 @@ RESULTS = {
         "over_token_lookup": {"mean": 0.5, "low": 0.4, "high": 0.6},
     },
     "arms": [
-        _arm("original", None),
+        _arm("original", None, fraction=0),
         _arm("rewritten", 0.75),
         _arm("rewritten", 0.75, selection="sampled"),
         _arm("rewritten", 0.35, fraction=0.5),

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from nlrewrite import cli, profiles, terminal
+from nlrewrite import cli, pipeline, profiles, terminal
 from nlrewrite.artifacts import Artifact, Store
 from tests import small_steps
 
 ROOT = Path(__file__).parents[1]
+STEPS = len(pipeline.labels(profiles.settled("smoke", profiles.Overrides())))
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_run_local_prints_tables_headline_and_paths(small: Path, capsys: pytest.
         "gap_closed [low, high]",
     ]
     arms = [line for line in lines[lines.index(header) + 2 :] if line.startswith("|")]
-    assert len(arms) == 3  # one row each: half the latents, the last position and a second selection are left out
+    assert len(arms) == 3  # half the latents, the last position and a second selection are left out
     assert "0.7500 [0.6500, 0.8500]" in arms[1]
     assert "token lookup \\| unigram" in arms[2]
     assert len({len(line) for line in (header, *arms)}) == 1
@@ -140,7 +141,7 @@ def test_places_come_from_the_environment(small: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("NLREWRITE_RUNS", str(small / "pages"))
     assert run("-q") == 0
     assert (small / "pages" / "smoke" / "results.json").is_file()
-    assert len(Store(str(small / "elsewhere")).listed()) == 17
+    assert len(Store(str(small / "elsewhere")).listed()) == STEPS
     assert not (small / "store").exists()
 
 
@@ -217,14 +218,14 @@ def test_a_defect_shows_its_trace_when_asked(small: Path, capsys: pytest.Capture
 def test_a_damaged_artifact_is_found_and_named(small: Path, capsys: pytest.CaptureFixture[str]):
     assert run("-q") == 0
     assert cli.main(["verify"]) == 0
-    assert "17 of 17 artifacts" in capsys.readouterr().out
+    assert f"{STEPS} of {STEPS} artifacts" in capsys.readouterr().out
     store = Store("store")
     coder = next(each for each in store.listed() if each.kind == "coder")
     store.folder(coder).path("data.bin").write_bytes(b"\1" * 1000)
     assert cli.main(["verify"]) == 5
     shown = capsys.readouterr().out
     assert f"{coder}: data.bin does not have the content that was written" in shown
-    assert "16 of 17" in shown
+    assert f"{STEPS - 1} of {STEPS}" in shown
     assert cli.main(["verify", "tokens/", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"verified": 1, "problems": {}}
 
@@ -264,7 +265,7 @@ def test_gc_removes_only_what_is_old_and_unnamed(small: Path, capsys: pytest.Cap
     assert cli.main(["gc"]) == 0
     assert "attempts that are gone: 1" in capsys.readouterr().out
     assert not [path for path in left.rglob("*") if path.is_file()]
-    assert len(Store("store").listed()) == 16
+    assert len(Store("store").listed()) == STEPS - 1
 
 
 def test_report_says_where_it_is(small: Path, capsys: pytest.CaptureFixture[str]):
@@ -337,6 +338,23 @@ def test_bars_work_and_honour_no_color(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert shown.out == ""
     assert "train" in shown.err
     assert "\x1b[3" not in shown.err  # no foreground colour
+
+
+def test_arms_that_differ_in_their_sentences_have_a_row_each():
+    arm = next(arm for arm in small_steps.RESULTS["arms"] if arm["arm"] == "rewritten")
+    results = {**small_steps.RESULTS, "arms": [arm, {**arm, "explanation": "rules-2"}, {**arm, "selection": "sampled"}]}
+    lines = terminal.results_table(results).splitlines()
+    assert len(lines) == 4
+    assert [cell.strip() for cell in lines[0].split("|")[1:4]] == ["arm", "explanation", "calibrator"]
+
+
+def test_a_gap_that_cannot_be_measured_is_no_number():
+    names = ("gap_closed", "low", "high", "token_lookup", "bigram_lookup", "shuffled", "oracle", "over_token_lookup")
+    head = small_steps.RESULTS["headline"] | dict.fromkeys(names)
+    assert "no gap to close" in terminal.headline({"headline": head})
+    head = small_steps.RESULTS["headline"] | {"over_token_lookup": None, "oracle": None}
+    assert "oracle" not in terminal.headline({"headline": head})
+    assert "None" not in terminal.headline({"headline": head})
 
 
 def test_sizes_for_people():

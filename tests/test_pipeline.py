@@ -16,6 +16,7 @@ from nlrewrite.pipeline import Outcome
 from nlrewrite.planning import Plan
 from nlrewrite.profiles import Overrides
 from nlrewrite.progress import Progress
+from nlrewrite.specs import TinySubject
 from tests import small_steps
 
 BEFORE_EXPLAIN = {"corpus", "subject", "tokens", "coder"}
@@ -158,6 +159,8 @@ def nothing(execution: Execution, outcome: Outcome) -> None:
         (lose_an_artifact, (), (), None),
         (rebuild_an_input_alone, (), (), ALL - {"corpus", "subject"}),
         (lose_a_file, ("coder.k=2",), ("corpus",), ALL),
+        (nothing, ("lengths=[3, 4]",), (), None),
+        (nothing, ("lengths=[4]",), ("explanations",), None),
     ],
 )
 def test_a_run_builds_exactly_what_the_plan_said(
@@ -213,11 +216,12 @@ def test_drift_is_shown_and_rebuilds_nothing(execution: Execution, monkeypatch: 
 
 def test_queries_are_latents_times_positions_of_every_simulation(execution: Execution):
     before = plan(execution)
-    bound = 64 * 64 * (40 + 30) * 2  # latents x window x (calibrate + report) x (sentences + shuffled)
+    simulated = 3  # sentences, the same shuffled, and shorter ones
+    bound = 64 * 64 * (40 + 30) * simulated  # latents x window x (calibrate + report)
     assert (before.queries, before.queries_left, before.at_most) == (bound, bound, True)
     run(execution)
     after = plan(execution)
-    assert (after.queries, after.queries_left, after.at_most) == (64 * (300 + 200) * 2, 0, False)
+    assert (after.queries, after.queries_left, after.at_most) == (64 * (300 + 200) * simulated, 0, False)
     assert after.tokens["train the coder"] == 60 * 256
     assert after.tokens["report"] == 200
     refreshed = plan(execution, refresh=("simulation-report",))
@@ -225,10 +229,25 @@ def test_queries_are_latents_times_positions_of_every_simulation(execution: Exec
     assert plan(execution, "tokens.seed=7").queries == bound
 
 
+def test_one_artifact_under_two_labels_is_built_and_refreshed_once(execution: Execution):
+    twice = ("lengths=[4]",)  # the limit that explanations have anyway
+    first = run(execution, *twice)
+    assert artifact(first, "explanations") == artifact(first, "explanations-4")
+    refreshed = run(execution, *twice, refresh=("explanations",))
+    assert "explanations" in built(refreshed)
+    assert "explanations-4" not in built(refreshed)
+    assert plan(execution, *twice, refresh=("simulation",)).queries_left == 64 * (300 + 200) * 2
+
+
 def test_queries_are_unknown_while_nothing_bounds_the_windows(execution: Execution):
-    fresh = planning.plan("tiny", profiles.settled("tiny", Overrides()), (), execution)
+    spec = profiles.settled("tiny", Overrides())
+    assert isinstance(spec.subject, TinySubject)
+    fresh = planning.plan("tiny", spec, (), execution)
     assert fresh.queries is None
-    assert fresh.tokens == {"train the subject": 700 * 32 * 128, "train the coder": 1500 * 1024}
+    assert fresh.tokens == {
+        "train the subject": spec.subject.steps * spec.subject.batch * spec.subject.context,
+        "train the coder": spec.coder.steps * spec.coder.batch,
+    }
 
 
 def test_published_experiments_plan_and_do_not_run(execution: Execution):
