@@ -11,6 +11,7 @@ over the cells (candidate, present level), so a round costs the same for one can
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -177,13 +178,10 @@ class _Search:
         self.level = np.zeros(len(self.position), dtype=np.int64)  # before it is cut to 0..9
         self.named = np.zeros(len(self.tokens), dtype=bool)
         self.tried: set[tuple[Place | None, Item]] = set()
-        vocabulary = contexts.vocabulary
-        self._codes: list[tuple[Place, bool, np.ndarray]] = []
-        for place, by_kind in evidence.places:
-            codes = np.stack([contexts.codes(distance)[self.position] for distance in distances(place)], axis=1)
-            codes = contexts.kinds_by_code[codes] if by_kind else _once(codes)
-            self._codes.append((place, by_kind, codes))
-        self._sizes = {True: len(KINDS), False: len(vocabulary) + 1}
+        self._seen_at = {key: _seen_at(contexts, self.position, *key) for key in evidence.places}
+        self._fitted_at: dict[tuple[Place, bool], _SeenAt] = {}
+        self._fitted = np.zeros(0, dtype=np.int64)
+        self._token_gains: np.ndarray | None = None
 
     # -- choosing -----------------------------------------------------------------------------------------------------
 
@@ -197,6 +195,19 @@ class _Search:
         return found[1] if found else None
 
     def _tokens_gains(self) -> "list[tuple[float, _Part]]":
+        if self._token_gains is None:
+            self._token_gains = self._gain_of_each_amount()
+        texts = self._evidence.contexts.vocabulary.texts
+        out = []
+        for index in np.flatnonzero(~self.named):
+            item = texts[self.tokens[index]]
+            if (None, item) not in self.tried:
+                amount = int(self._token_gains[index].argmax())
+                out.append((float(self._token_gains[index, amount]), _Part(None, item, amount)))
+        return out
+
+    def _gain_of_each_amount(self) -> np.ndarray:
+        """[tokens, 10]: what naming a token with each strength would gain, given the changes so far."""
         rows = np.flatnonzero(~self.held & ~self.named[self.token])
         width = 2 * STRONGEST + 1
         cell = self.token[rows] * width + np.clip(self.changed[rows], -STRONGEST, STRONGEST) + STRONGEST
@@ -205,50 +216,49 @@ class _Search:
         sums = np.bincount(cell, self.target[rows], minlength=shape[0] * width).reshape(shape)
         amounts = np.arange(STRONGEST + 1)
         level = np.clip(amounts[:, None] + np.arange(-STRONGEST, STRONGEST + 1), 0, STRONGEST)
-        gains = 2 * sums @ level.T - seen @ np.square(level).T - RIDGE * np.square(amounts)
-        texts = self._evidence.contexts.vocabulary.texts
-        out = []
-        for index in np.flatnonzero(~self.named):
-            item = texts[self.tokens[index]]
-            if (None, item) not in self.tried:
-                amount = int(gains[index].argmax())
-                out.append((float(gains[index, amount]), _Part(None, item, amount)))
-        return out
+        return 2 * sums @ level.T - seen @ np.square(level).T - RIDGE * np.square(amounts)
 
     def _change_gains(self, quotes_left: int) -> "list[tuple[float, _Part]]":
-        rows = np.flatnonzero(~self.held & self.named[self.token])
-        if not len(rows):
+        if not len(self._fitted):
             return []
-        out: list[tuple[float, _Part]] = []
-        residual = self.target[rows] - np.clip(self.level[rows], 0, STRONGEST)
-        for place, by_kind, all_codes in self._codes:
+        residual = np.zeros(len(self.position))
+        level = self.level[self._fitted]
+        residual[self._fitted] = self.target[self._fitted] - np.minimum(np.maximum(level, 0), STRONGEST)
+        keys: list[tuple[Place, Item]] = []
+        rows: list[np.ndarray] = []
+        for (place, by_kind), seen_at in self._fitted_at.items():
             if not (by_kind or quotes_left):
                 continue
-            codes = all_codes[rows]
-            size = self._sizes[by_kind]
-            spread = np.repeat(residual, codes.shape[1]) if codes.shape[1] > 1 else residual
-            flat = codes.ravel()
-            kept = flat >= 0
-            seen = np.bincount(flat[kept], minlength=size)
-            screen = np.square(np.bincount(flat[kept], spread[kept], minlength=size)) / (seen + RIDGE)
-            screen[seen < LEAST_SEEN] = 0
+            counts = seen_at.counts
+            screen = np.square(seen_at.sums(residual)) / (counts + RIDGE)
+            screen[counts < LEAST_SEEN] = 0
             if not by_kind:
                 screen[0] = 0  # nothing before: said by kind
-            for code in np.argsort(-screen, kind="stable")[:SCREENED]:
+            promising = np.flatnonzero(screen)
+            for code in promising[np.argsort(-screen[promising], kind="stable")[:SCREENED]]:
                 item = self._item(int(code), by_kind)
-                if screen[code] > 0 and (place, item) not in self.tried:
-                    out.append(self._change_gain(rows[(codes == code).any(1)], place, item))
-        return out
+                if (place, item) not in self.tried:
+                    keys.append((place, item))
+                    rows.append(seen_at.rows_of(int(code)))
+        return self._best_amounts(keys, rows) if keys else []
 
-    def _change_gain(self, rows: np.ndarray, place: Place, item: Item) -> "tuple[float, _Part]":
-        cell = np.clip(self.level[rows], LOWEST, HIGHEST) - LOWEST
-        seen = np.bincount(cell, minlength=HIGHEST - LOWEST + 1)
-        sums = np.bincount(cell, self.target[rows], minlength=HIGHEST - LOWEST + 1)
-        fits = 2 * _LEVELS_AFTER @ sums - np.square(_LEVELS_AFTER) @ seen
-        gains = fits - fits[STRONGEST] - RIDGE * np.square(_AMOUNTS)
-        gains[STRONGEST] = 0.0
-        best = int(gains.argmax())
-        return float(gains[best]), _Part(place, item, int(_AMOUNTS[best]))
+    def _best_amounts(self, keys: list[tuple[Place, Item]], rows: list[np.ndarray]) -> "list[tuple[float, _Part]]":
+        """For each candidate change, standing at its rows: its best amount and what that gains."""
+        width = HIGHEST - LOWEST + 1
+        every = np.concatenate(rows)
+        of_candidate = np.repeat(np.arange(len(rows)) * width, [len(part) for part in rows])
+        cell = of_candidate + np.minimum(np.maximum(self.level[every], LOWEST), HIGHEST) - LOWEST
+        size = len(rows) * width
+        seen = np.bincount(cell, minlength=size).reshape(-1, width)
+        sums = np.bincount(cell, self.target[every], minlength=size).reshape(-1, width)
+        fits = 2 * sums @ _LEVELS_AFTER.T - seen @ _SQUARES_AFTER.T
+        gains = fits - fits[:, STRONGEST, None] - RIDGE * np.square(_AMOUNTS)
+        gains[:, STRONGEST] = 0.0
+        best = gains.argmax(1)
+        return [
+            (float(gains[index, amount]), _Part(*key, int(_AMOUNTS[amount])))
+            for index, (key, amount) in enumerate(zip(keys, best, strict=True))
+        ]
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
@@ -266,8 +276,12 @@ class _Search:
         self.level[rows] += part.amount
         if part.place is None:
             self.named[self.token[np.flatnonzero(rows)[0]]] = True
+            speaking = ~self.held & self.named[self.token]
+            self._fitted = np.flatnonzero(speaking)
+            self._fitted_at = {key: seen_at.among(speaking) for key, seen_at in self._seen_at.items()}
         else:
             self.changed[rows] += part.amount
+            self._token_gains = None
 
     def settle(self, parts: list[_Part]) -> None:
         """Choose every amount once more, given all the others, on all documents."""
@@ -289,15 +303,16 @@ class _Search:
         return 1 - (float(np.square(self.target - level).sum()) + missed) / energy if parts else 0.0
 
     def _speaks_of(self, part: _Part) -> np.ndarray:
-        vocabulary = self._evidence.contexts.vocabulary
+        """A mask of the contexts in which a part has a say."""
         if part.place is None:
             assert isinstance(part.item, bytes)
-            wanted = [int(np.flatnonzero(self.tokens == index)[0]) for index in vocabulary.ids[part.item] if index in self.tokens]
-            return np.isin(self.token, wanted)
+            wanted = self._evidence.contexts.vocabulary.ids[part.item]
+            return np.isin(self.tokens, wanted)[self.token]
         by_kind = isinstance(part.item, int)
-        codes = next(codes for place, kinds, codes in self._codes if (place, kinds) == (part.place, by_kind))
-        wanted_code = part.item if isinstance(part.item, int) else vocabulary.ids[part.item][0] + 1
-        return (codes == wanted_code).any(1)
+        code = part.item if isinstance(part.item, int) else self._evidence.contexts.vocabulary.ids[part.item][0] + 1
+        found = np.zeros(len(self.position), dtype=bool)
+        found[self._seen_at[part.place, by_kind].rows_of(code)] = True
+        return found
 
     def _item(self, code: int, by_kind: bool) -> Item:
         return code if by_kind else self._evidence.contexts.vocabulary.texts[code - 1]
@@ -305,6 +320,47 @@ class _Search:
 
 _AMOUNTS = np.arange(-STRONGEST, STRONGEST + 1)
 _LEVELS_AFTER = np.clip(_AMOUNTS[:, None] + np.arange(LOWEST, HIGHEST + 1), 0, STRONGEST)
+_SQUARES_AFTER = np.square(_LEVELS_AFTER)
+
+
+@dataclass(frozen=True)
+class _SeenAt:
+    """What stands at one place before each context, ordered by code, and by row within a code."""
+
+    codes: np.ndarray
+    rows: np.ndarray
+    size: int
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        return np.bincount(self.codes, minlength=self.size)
+
+    @cached_property
+    def _bounds(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(self.counts)])
+
+    def sums(self, of_rows: np.ndarray) -> np.ndarray:
+        return np.bincount(self.codes, of_rows[self.rows], minlength=self.size)
+
+    def rows_of(self, code: int) -> np.ndarray:
+        return self.rows[self._bounds[code] : self._bounds[code + 1]]
+
+    def among(self, chosen: np.ndarray) -> "_SeenAt":
+        """The same for the rows of a mask."""
+        kept = chosen[self.rows]
+        return _SeenAt(self.codes[kept], self.rows[kept], self.size)
+
+
+def _seen_at(contexts: Contexts, position: np.ndarray, place: Place, by_kind: bool) -> _SeenAt:
+    codes = np.stack([contexts.codes(distance)[position] for distance in distances(place)], axis=1)
+    codes = contexts.kinds_by_code[codes] if by_kind else codes
+    if codes.shape[1] > 1:
+        codes = _once(codes)
+    flat = codes.ravel()
+    order = np.argsort(flat.astype(np.int16) if flat.max(initial=0) < 1 << 15 else flat, kind="stable")
+    order = order[np.count_nonzero(flat < 0) :]
+    size = len(KINDS) if by_kind else len(contexts.vocabulary) + 1
+    return _SeenAt(flat[order], order // codes.shape[1], size)
 
 
 def _candidates(position: np.ndarray, target: np.ndarray, evidence: Evidence) -> np.ndarray:
@@ -318,9 +374,7 @@ def _candidates(position: np.ndarray, target: np.ndarray, evidence: Evidence) ->
 
 
 def _once(codes: np.ndarray) -> np.ndarray:
-    """Each row's codes with repetitions (and nothing seen, in a row of several) made -1."""
-    if codes.shape[1] == 1:
-        return codes
+    """Each row's codes, with repetitions and what is nothing made -1."""
     codes = np.sort(codes, axis=1)
     again = np.zeros_like(codes, dtype=bool)
     again[:, 1:] = codes[:, 1:] == codes[:, :-1]
