@@ -10,13 +10,6 @@ import time
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterId,
-    TaskRunFilter,
-    TaskRunFilterState,
-    TaskRunFilterStateType,
-)
 from prefect.client.schemas.objects import TERMINAL_STATES
 
 log = logging.getLogger("nlrewrite.history")
@@ -26,11 +19,9 @@ WAIT_SECONDS = 60.0
 
 def recorded(flow_run_id: UUID) -> int:
     """Task runs of the flow run that the server knows to be over."""
-    runs = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
-    over = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=sorted(TERMINAL_STATES))))
     body = {
-        "flow_runs": runs.model_dump(mode="json", exclude_unset=True),
-        "task_runs": over.model_dump(mode="json", exclude_unset=True),
+        "flow_runs": {"id": {"any_": [str(flow_run_id)]}},
+        "task_runs": {"state": {"type": {"any_": sorted(TERMINAL_STATES)}}},
     }
     with get_client(sync_client=True) as client:
         answer = client.request("POST", "/task_runs/count", json=body)

@@ -68,7 +68,7 @@ def test_tables_are_drawn(api: str, browser: Browser, runs: list[str]) -> None:
         seen[each["key"]] = browser.page(f"{address}/v2/artifacts/artifact/{each['id']}")
     assert set(seen) == {"steps", "results", "report"}
     assert "simulation-calibrate" in seen["steps"]
-    assert "gap between the latents" in seen["results"]
+    assert "Rewritten in sentences" in seen["results"]
     assert "report.html" in seen["report"]
 
 
