@@ -1,0 +1,79 @@
+"""What the page tells of a run besides its losses: the subject, the coder, the text, what became of every sentence.
+
+In: the artifacts of a rewriting. Out: `Facts`. Invariant: read from artifacts alone, so that equal artifacts give equal
+pages, and every count comes with what it is a part of.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from nlrewrite.artifacts import Folder
+from nlrewrite.simulate.rules import read_outcomes
+
+PLACES = {"mlp": "the MLP of layer {}", "mlp-output": "the MLP output of layer {}", "residual": "the residual stream after layer {}"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything the words of the page are made of."""
+
+    place: str
+    """The site in words."""
+    site: dict[str, Any]
+    layers: int | None
+    subject: dict[str, Any]
+    training: dict[str, Any] | None
+    """The subject's training, if it was trained here."""
+    coder: dict[str, Any]
+    coder_training: dict[str, Any]
+    corpus: dict[str, Any]
+    tokens: dict[str, Any]
+    explain: dict[str, Any]
+    simulate: dict[str, Any]
+    evaluate: dict[str, Any]
+    calibration: dict[str, Any]
+    outcomes: dict[str, int]
+    """Latents by what became of their sentence: ok, unexplained, unparseable."""
+    latents: int
+
+    @property
+    def sentences(self) -> int:
+        return self.outcomes.get("ok", 0)
+
+
+def gather(inputs: dict[str, Folder]) -> Facts:
+    spec = {label: folder.manifest.spec for label, folder in inputs.items()}
+    outcomes = Counter(read_outcomes(inputs["simulation"])["outcome"].tolist())
+    site = spec["coder"]["site"]
+    return Facts(
+        place=PLACES[site["kind"]].format(site["layer"]),
+        site=site,
+        layers=_layers(inputs["subject"]),
+        subject=spec["subject"],
+        training=_json(inputs["subject"], "training.json"),
+        coder=spec["coder"],
+        coder_training=_json(inputs["coder"], "training.json") or {},
+        corpus=_json(inputs["corpus"], "corpus.json") or {},
+        tokens=_json(inputs["tokens"], "tokens.json") or {},
+        explain=spec["explanations"],
+        simulate=spec["simulation"],
+        evaluate=spec["evaluation"],
+        calibration=_json(inputs["calibration"], "calibration.json") or {},
+        outcomes=dict(sorted(outcomes.items())),
+        latents=sum(outcomes.values()),
+    )
+
+
+def _layers(subject: Folder) -> int | None:
+    config = _json(subject, "config.json") or {}
+    layers = config.get("num_hidden_layers", config.get("n_layer", subject.manifest.spec.get("layers")))
+    return layers if isinstance(layers, int) else None
+
+
+def _json(folder: Folder, name: str) -> dict[str, Any] | None:
+    """A file of the artifact, if it has one by that name."""
+    if all(entry.path != name for entry in folder.manifest.files):
+        return None
+    return json.loads(folder.path(name).read_text(encoding="utf-8"))

@@ -1,0 +1,190 @@
+"""Numbers and results in words: the headline, what it stands beside, the names of arms.
+
+In: `results.json`'s headline and rows, and `Facts`. Out: strings. Invariant: a number is never told without what it is
+compared with, and a share that could not be given is said to be missing, with the reason.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nlrewrite.report.facts import Facts
+
+MISSING = "–"
+TINY = 10_000_000
+
+ARMS: dict[str, tuple[str, str]] = {
+    "original": ("Original model", "nothing is patched"),
+    "coder": ("Coder", "the true activations of all latents"),
+    "no_skip": ("Coder without skip", "true latents, the skip term at its mean"),
+    "mean": ("Latents at their mean", "mean ablation: 0% by definition"),
+    "zero": ("Latents at zero", "zero ablation"),
+    "mlp_mean": ("Site at its mean", "the whole output of the module replaced"),
+    "mlp_zero": ("Site at zero", "the whole output of the module replaced"),
+    "token_lookup": ("Token lookup", "mean activation given the current token"),
+    "bigram_lookup": ("Bigram lookup", "given the last two tokens, backing off to one"),
+    "oracle": ("Oracle mask", "true on and off, one magnitude for each latent"),
+    "shuffled": ("Shuffled sentences", "every latent reads another one's sentence"),
+    "rewritten": ("Rewritten", "only sentences and the text are read"),
+}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Ends of the scale": ("original", "coder", "no_skip", "mean", "zero", "mlp_mean", "mlp_zero"),
+    "Controls": ("shuffled", "token_lookup", "bigram_lookup", "oracle"),
+}
+INFORMATION = {
+    "maximum": "each latent's largest activation",
+    "marginals": "each latent's distribution on other documents",
+    "paired": "pairs of prediction and activation on other documents",
+    "test marginals": "each latent's distribution on the very documents of the test (optimistic)",
+}
+
+
+def percent(value: float | None) -> str:
+    """0.723 as 72%; below one percent with a decimal."""
+    return MISSING if value is None else f"{_points(value)}%"
+
+
+def percent_interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"[{_points(low)}, {_points(high)}]"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def count(value: int) -> str:
+    return f"{value:,}"
+
+
+def many(value: int, one: str, more: str = "") -> str:
+    return f"{value:,} {one if value == 1 else more or one + 's'}"
+
+
+def _points(value: float) -> str:
+    points = 100 * value
+    written = f"{points:.1f}" if 0.05 <= abs(points) < 0.95 else f"{points:.0f}"
+    return "0" if written in ("-0", "-0.0", "0.0") else written.replace("-", "−")
+
+
+# -- the headline -----------------------------------------------------------------------------------------------------
+
+
+def title(facts: Facts) -> str:
+    return f"{facts.place[0].upper()}{facts.place[1:]}, in {many(facts.sentences, 'sentence')}"
+
+
+def result(facts: Facts, headline: Mapping[str, Any]) -> str:
+    """What the rewriting closes, in one sentence."""
+    of = f" of a {facts.layers}-layer model" if facts.layers else ""
+    where = "at every token" if headline["position"] == "all" else "at the last token"
+    start = f"The latents of {facts.place}{of} were rewritten in {many(facts.sentences, 'English sentence')}."
+    if headline["gap_closed"] is None:
+        return (
+            f"{start} How much of the gap they close cannot be said: on this text, setting every latent to its mean "
+            f"does not measurably hurt more than the coder itself."
+        )
+    return (
+        f"{start} Read {where} in place of the coder's encoder, they close {percent(headline['gap_closed'])} "
+        f"{percent_interval(headline['low'], headline['high'])} of the gap in next-token loss between every latent "
+        f"at its mean and the real coder."
+    )
+
+
+def beside(headline: Mapping[str, Any]) -> str:
+    """The controls in one sentence, and on which side of them the sentences fall."""
+    if headline["gap_closed"] is None:
+        return "The losses themselves stand in the table of arms."
+    said = (
+        f"Looking up the last token closes {percent(headline['token_lookup'])}, the last two tokens "
+        f"{percent(headline['bigram_lookup'])}, sentences dealt to the wrong latents {percent(headline['shuffled'])}, "
+        f"a perfect on/off mask {percent(headline['oracle'])}."
+    )
+    compared = [
+        _compared(headline.get(f"over_{arm}"), f"the table of {name}")
+        for arm, name in (("token_lookup", "single tokens"), ("bigram_lookup", "token pairs"))
+    ]
+    known = [part for part in compared if part]
+    return f"{said} The sentences are {' and '.join(known)}." if known else said
+
+
+def _compared(over: Mapping[str, float] | None, what: str) -> str:
+    if over is None:
+        return ""
+    size = f"{_points(abs(over['mean']))} points"
+    if over["low"] > 0:
+        return f"{size} [{_points(over['low'])}, {_points(over['high'])}] above {what}"
+    if over["high"] < 0:
+        return f"{size} [{_points(-over['high'])}, {_points(-over['low'])}] below {what}"
+    return f"not told apart from {what} ({_points(over['low'])} to {_points(over['high'])} points)"
+
+
+def carried(headline: Mapping[str, Any], facts: Facts) -> str:
+    """How much of the site the latents stand for, and so how much the sentences do."""
+    share = headline["coder_share"]
+    if share is None:
+        return "What share of the site's effect runs through the latents could not be told on this text."
+    rest = "the skip term, the bias and the mean" if facts.coder.get("skip") else "the bias and the mean"
+    said = (
+        f"The latents carry {percent(share)} of what the site does to the loss, measured against its output at its "
+        f"mean; {rest} of the latents do the rest and are kept as they are."
+    )
+    if headline["gap_closed"] is None:
+        return said
+    return f"{said} Of the site's whole effect, the sentences therefore account for {percent(share * headline['gap_closed'])}."
+
+
+def caveats(facts: Facts, headline: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """What a careful reader would ask."""
+    said = []
+    parameters = (facts.training or {}).get("parameters")
+    if parameters is not None and parameters < TINY:
+        assert facts.training is not None
+        said.append(
+            f"The model is tiny: {count(parameters)} parameters trained here, with a held-out loss of "
+            f"{number(facts.training['held_out_loss'], 2)} nats where counting tokens alone gives "
+            f"{number(facts.training['unigram_entropy'], 2)}. Nothing here says how the result carries over to large ones."
+        )
+    said.append(
+        f"The loss is measured on {count(row['n_contexts'])} tokens of {count(row['n_documents'])} groups of documents "
+        f"on which nothing was trained, explained, calibrated or chosen. Intervals are 95%, by bootstrap over those "
+        f"groups, with the same documents in every arm."
+    )
+    if headline.get("simulator") == "rules":
+        said.append(
+            "Sentences are written and read by a program that knows one controlled English, not by a language model. "
+            "The reader sees the sentence and the text, nothing else."
+        )
+    how = INFORMATION.get(str(headline["information"]), str(headline["information"]))
+    said.append(
+        f"The reader's digits become activations through the calibrator “{headline['calibrator']}”, which knows {how} "
+        f"and was chosen on the {headline['chosen_on']} split. The table shows what the other calibrators give."
+    )
+    missing = facts.latents - facts.sentences
+    if missing:
+        said.append(
+            f"{many(missing, 'latent')} of {count(facts.latents)} have no readable sentence. They are set to their mean "
+            f"in the rewritten arm, and count as not explained."
+        )
+    return said
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def arm_name(row: Mapping[str, Any]) -> tuple[str, str]:
+    """A row's arm and what it is, in words; an arm unknown here keeps its own name."""
+    name = str(row["arm"])
+    shown, about = ARMS.get(name, (name.replace("_", " "), ""))
+    if name == "rewritten":
+        limit = str(row["explanation"]).rpartition("-")
+        if limit[2].isdigit() and limit[0]:
+            about = f"sentences of at most {limit[2]} quotes"
+        if row["topk"] != "none":
+            about = f"only the top k by {row['topk']} are kept"
+    return shown, about
+
+
+def group_of(row: Mapping[str, Any]) -> str:
+    for group, names in GROUPS.items():
+        if row["arm"] in names:
+            return group
+    return "Rewritten in sentences" if row["arm"] == "rewritten" else "Others"
