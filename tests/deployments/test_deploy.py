@@ -141,5 +141,10 @@ def test_runs_when_the_api_is_asked_to_and_the_second_run_is_all_hits(
         assert api.count(run, state={"type": {"any_": ["COMPLETED"]}, "name": {"any_": [name]}}) == STEPS
         assert api.count(run) == STEPS
     assert (tmp_path / "runs" / "smoke" / "report.html").exists()
-    logs = api.post("/logs/filter", logs={"flow_run_id": {"any_": [second]}})
-    assert any(log["name"] == "nlrewrite.pipeline" for log in logs)
+    deadline = time.monotonic() + 20  # the log of a run arrives a little after its end
+    while True:
+        logs = api.post("/logs/filter", logs={"flow_run_id": {"any_": [second]}})
+        if any(log["name"] == "nlrewrite.pipeline" for log in logs):
+            break
+        assert time.monotonic() < deadline, {log["name"] for log in logs}
+        time.sleep(0.5)
