@@ -52,7 +52,7 @@ STEPS = _table(
     Step("tokens", 1, "nlrewrite.text.tokens:build", ("nlrewrite.text.tokens", "nlrewrite.text.tokenizer"), ("corpus", "subject")),
     Step("coder", 1, "nlrewrite.coders.train:build", ("nlrewrite.coders.train", "nlrewrite.coders.topk", "nlrewrite.subject.sites"), ("subject", "tokens")),
     Step("activations", 1, "nlrewrite.activations.collect:build", ("nlrewrite.activations.collect", "nlrewrite.activations.statistics", "nlrewrite.subject.sites", "nlrewrite.text.positions"), ("subject", "tokens", "coder")),
-    Step("explanations", 1, "nlrewrite.explain.rules:build", ("nlrewrite.explain.rules", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations")),
+    Step("explanations", 1, "nlrewrite.explain.rules:build", ("nlrewrite.explain.rules", "nlrewrite.explain.search", "nlrewrite.explain.evidence", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations")),
     Step("simulation", 1, "nlrewrite.simulate.rules:build", ("nlrewrite.simulate.rules", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "explanations")),
     Step("scores", 1, "nlrewrite.score.build:build", ("nlrewrite.score.build", "nlrewrite.score.measures", "nlrewrite.calibrate.cells", "nlrewrite.evaluate.codes"), ("tokens", "activations", "simulation")),
     Step("calibration", 1, "nlrewrite.calibrate.fit:build", ("nlrewrite.calibrate.fit", "nlrewrite.evaluate.codes", "nlrewrite.calibrate.cells", "nlrewrite.calibrate.quantile", "nlrewrite.calibrate.hurdle"), ("tokens", "activations", "explain", "coder", "simulation")),

@@ -6,6 +6,7 @@ gets digit 0 with certainty, and nothing but the sentence and the last `window` 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -37,9 +38,13 @@ def simulate(sentence: str, context: Sequence[bytes], window: int = 32) -> np.nd
 
 
 class Contexts:
-    """Many contexts, one ending at each position, indexed so that a sentence costs what it speaks of."""
+    """Many contexts, one ending at each position, indexed so that a sentence costs what it speaks of.
+
+    Tokens that are spelled alike are one token here: `where` holds the first of them.
+    """
 
     def __init__(self, where: Positions, vocabulary: Vocabulary, window: int) -> None:
+        where = replace(where, token=vocabulary.first_V[where.token])
         self.where, self.vocabulary, self.window = where, vocabulary, window
         order = np.argsort(where.token, kind="stable")
         bounds = np.searchsorted(where.token[order], np.arange(len(vocabulary) + 1))
@@ -65,7 +70,8 @@ class Contexts:
 
     def levels(self, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
         """Positions where the rule gives a level above 0, ascending, and the levels."""
-        named = [(index, strength) for text, strength in rule.strengths for index in self.vocabulary.ids.get(text, [])]
+        ids = self.vocabulary.ids
+        named = [(ids[text], strength) for text, strength in rule.strengths if text in ids]
         if not named:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         position = np.concatenate([self.at(index) for index, _ in named])
@@ -87,10 +93,9 @@ class Contexts:
     def _named(self, item: Item, codes: np.ndarray) -> np.ndarray:
         if isinstance(item, int):
             return self.kinds_by_code[codes] == item
-        found = np.zeros(len(codes), dtype=bool)
-        for index in self.vocabulary.ids.get(item, []):
-            found |= codes == index + 1
-        return found
+        return (
+            codes == self.vocabulary.ids[item] + 1 if item in self.vocabulary.ids else np.zeros(len(codes), dtype=bool)
+        )
 
 
 def distances(place: Place) -> range:

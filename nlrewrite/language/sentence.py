@@ -11,6 +11,7 @@ form, a sentence edited by hand means what it says, and what does not parse rais
 import re
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NoReturn
 
 from nlrewrite.language.vocabulary import KINDS, quote, unquote
 
@@ -89,8 +90,8 @@ def write(rule: Rule) -> str:
 
 
 def words(sentence: str) -> int:
-    """Words of a sentence; a quoted token is one."""
-    return len(re.findall(r'"(?:\\.|[^"\\])*"|[^\s"]+', sentence))
+    """Words of a sentence, told apart by spaces; a quoted token is one, whatever is in it."""
+    return len(re.findall(r'(?:"(?:\\.|[^"\\])*"|[^\s"])+', sentence))
 
 
 def _either(items: list[Item] | list[bytes]) -> str:
@@ -119,7 +120,7 @@ def _rank(item: Item) -> tuple[int, bytes, int]:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<quoted>\"(?:\\.|[^\"\\])*\")|(?P<amount>\([+-]?\d\))|(?P<mark>[.,])|(?P<word>[A-Za-z]+|\d+))"
+    r"\s*(?:(?P<quoted>\"(?:\\.|[^\"\\])*\")|(?P<amount>\([+-]?[0-9]\))|(?P<mark>[.,])|(?P<word>[A-Za-z]+|[0-9]+))"
 )
 
 
@@ -155,7 +156,7 @@ def parse(sentence: str) -> Rule:
         while True:
             items = reader.items()
             amount = SILENT if verb == "Silent" else reader.amount(signed=True)
-            if _verb(amount) != verb:
+            if (amount > 0) != (verb == "Stronger"):
                 reader.fail(f"{verb} and {amount:+d} contradict each other")
             changes += [Change(place, item, amount) for item in items]
             if not reader.take(","):
@@ -184,7 +185,7 @@ class _Reader:
             self._tokens.append((found.lastgroup, found[found.lastgroup], found.start(found.lastgroup)))
             at = found.end()
 
-    def fail(self, why: str) -> None:
+    def fail(self, why: str) -> NoReturn:
         where = self._tokens[self._at][2] if self._at < len(self._tokens) else len(self._sentence)
         raise Unparsed(f"{why}, at character {where}: {self._sentence[where : where + 20]!r}")
 
@@ -211,14 +212,13 @@ class _Reader:
             if self.take(text):
                 return text
         self.fail(f"expected one of {', '.join(texts)}")
-        raise AssertionError
 
     def place(self) -> Place:
         if self.take("right", "after"):
             return Place(1)
         within = self.take("within")
         kind, text, _ = self._tokens[self._at] if not self.at_end() else ("", "", 0)
-        if kind != "word" or not text.isdigit() or not 0 < int(text) <= 64:
+        if kind != "word" or not text.isdigit() or len(text) > 2 or not 0 < int(text) <= 64:
             self.fail("expected 'right after', or a number of tokens from 1 to 64")
         self._at += 1
         if not self.take("tokens", "after"):
@@ -255,15 +255,17 @@ class _Reader:
                 strengths[item] = amount
 
     def _starts_item(self) -> bool:
-        return not self.at_end() and (self._tokens[self._at][0] == "quoted" or self._tokens[self._at][1] in ("a", "the"))
+        kind, text = self._tokens[self._at][:2] if not self.at_end() else ("", "")
+        return kind == "quoted" or text in ("a", "the")
 
     def _item(self) -> Item:
         kind, text, _ = self._tokens[self._at] if not self.at_end() else ("", "", 0)
         if kind == "quoted":
+            named = b""
             try:
                 named = unquote(text)
             except ValueError as error:
-                raise Unparsed(str(error)) from error
+                self.fail(str(error))
             if not named:
                 self.fail("an empty quote names no token")
             self._at += 1
@@ -272,4 +274,3 @@ class _Reader:
             if self.take(*name.split()):
                 return index
         self.fail("expected a quoted token or a kind such as 'a number'")
-        raise AssertionError

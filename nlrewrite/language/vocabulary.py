@@ -24,7 +24,7 @@ KINDS = (
 START = 0
 END_OF_TEXT = b"<|endoftext|>"
 
-_ESCAPE = re.compile(r'\\(?:x([0-9a-f]{2})|(["\\nrt]))')
+_ESCAPE = re.compile(r'\\(?:x([0-9a-fA-F]{2})|(["\\nrt]))')
 _SHORT = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}
 _ESCAPED = {character: "\\" + letter for letter, character in _SHORT.items()}
 
@@ -44,7 +44,7 @@ def quote(text: bytes) -> str:
 
 
 def unquote(quoted: str) -> bytes:
-    """The bytes between the quotes; ValueError when an escape is unknown."""
+    """The bytes between the quotes; ValueError when an escape or a character cannot be."""
     inside, out, at = quoted[1:-1], bytearray(), 0
     while at < len(inside):
         if inside[at] != "\\":
@@ -92,8 +92,14 @@ class Vocabulary:
         return np.array([kind(text) for text in self.texts], dtype=np.int64)
 
     @cached_property
-    def ids(self) -> dict[bytes, list[int]]:
-        ids: dict[bytes, list[int]] = {}
+    def ids(self) -> dict[bytes, int]:
+        """The id of each text; the first one where tokens are spelled alike, for a reader sees no difference."""
+        ids: dict[bytes, int] = {}
         for index, text in enumerate(self.texts):
-            ids.setdefault(text, []).append(index)
+            ids.setdefault(text, index)
         return ids
+
+    @cached_property
+    def first_V(self) -> np.ndarray:
+        """For each token the first one that is spelled like it."""
+        return np.array([self.ids[text] for text in self.texts], dtype=np.int32)
