@@ -96,17 +96,18 @@ class StepTasks:
         self.store = Store(execution.store, execution.scratch)
         self.rows: list[pipeline.StepRow] = []
         self.called = 0
-        self._done: set[Artifact] = set()
+        self._states: dict[Artifact, State[Artifact]] = {}
 
     def __call__(self, label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
         artifact = pipeline.steps.name(kind, spec, inputs)
-        again = artifact not in self._done and not self.refresh.isdisjoint((label, kind))
+        again = artifact not in self._states and not self.refresh.isdisjoint((label, kind))
         started = time.perf_counter()
         work = Work(step=label, execution=self.execution, refresh=again)
-        state: State[Artifact] = TASKS[kind](spec=spec, work=work, **inputs, return_state=True)
+        before = [self._states[each] for each in inputs.values()]  # the edges of the run's graph
+        state: State[Artifact] = TASKS[kind](spec=spec, work=work, **inputs, wait_for=before, return_state=True)
         self.called += 1
         artifact = state.result()
-        self._done.add(artifact)
+        self._states[artifact] = state
         self.rows.append(self._row(label, artifact, state, time.perf_counter() - started))
         return artifact
 

@@ -70,6 +70,10 @@ def test_builds_once_and_then_finds_everything(client: SyncPrefectClient, place:
         assert {each["state_type"] for each in runs} == {"COMPLETED"}
         assert [each["name"] for each in runs] == [str(row.artifact) for row in run.outcome.rows]
         assert run.ask("/flow_runs/filter")[0]["state_type"] == "COMPLETED"
+        names = {each["id"]: each["name"].partition("/")[0] for each in runs}
+        (evaluation,) = [each for each in runs if each["name"].startswith("evaluation/")]
+        before = {names[each["id"]] for each in evaluation["task_inputs"]["wait_for"]}
+        assert before == set(TASKS) - {"corpus", "evaluation", "report"}
     messages = {each["state"]["message"] for each in second.task_runs()}
     assert all(f"by flow-run {first.id}" in message for message in messages)
     assert set(first.states().values()) == {"built"}
