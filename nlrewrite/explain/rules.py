@@ -2,8 +2,8 @@
 
 In: the tokens and activations of the explain split. Out: `explanations.parquet`: latent, sentence, quotes, words, the
 activation that strength 9 stands for, the share of the latent's energy the sentence accounts for, and why there is none
-where there is none. Invariant: a part is added only if it helps on documents it was not chosen on, and a sentence keeps
-to its limits of words and quotes.
+where there is none. Invariant: a part that hurts on documents it was not chosen on is refused, and a sentence keeps to
+its limits of words and quotes.
 
 A latent's activations, in ninths of a strong one, are predicted by the level of a rule (`language/sentence.py`). Each
 round adds what lowers the squared error most (`search.py`) and settles all amounts anew.

@@ -78,7 +78,7 @@ class Search:
     # -- choosing -----------------------------------------------------------------------------------------------------
 
     def best(self, quotes_left: int) -> Parts:
-        """What lowers the penalised squared error on the fitted documents most, for what it quotes; () if nothing."""
+        """What lowers the penalised squared error on the fitted documents most; () if nothing does."""
         best_gain, best = 0.0, ()
         candidates = [*(self._tokens_gains() if quotes_left else []), *self._change_gains(quotes_left)]
         for gain, parts in [*candidates, *self._pair_gains(quotes_left)]:
@@ -183,7 +183,7 @@ class Search:
         ]
 
     def _pair_gains(self, quotes_left: int) -> list[tuple[float, Parts]]:
-        """What a token with strength 0 and a change together would gain, by quote."""
+        """What a token with strength 0 and a change together would gain."""
         found: list[tuple[int, Place, Item]] = []
         rows: list[np.ndarray] = []
         for token, place, by_kind, code in self._pairs:
@@ -201,7 +201,7 @@ class Search:
             gain += float(self._gain_of_each_strength()[token, 0])
             parts = Part(None, self._texts[token], 0), Part(place, item, amount)
             if amount > 0:
-                out.append((gain / sum(part.quotes for part in parts), parts))
+                out.append((gain, parts))
         return out
 
     # -- changing -----------------------------------------------------------------------------------------------------

@@ -100,5 +100,6 @@ def _quizzes(
 def _by_decile(value: np.ndarray, count: int, draws: np.random.Generator) -> np.ndarray:
     """Up to `count` indices, as evenly from the ten deciles of `value` as there are."""
     parts = np.array_split(np.argsort(value, kind="stable"), DECILES)
-    each = -(-count // DECILES)
-    return np.concatenate([draws.permutation(part)[:each] for part in parts])[:count]
+    drawn = np.concatenate([draws.permutation(part) for part in parts])
+    turn = np.concatenate([np.arange(len(part)) for part in parts])
+    return drawn[np.argsort(turn, kind="stable")[:count]]

@@ -69,12 +69,14 @@ def build(spec: SimulateSpec, inputs: dict[str, Folder], out: Path, running: "Ru
             except Unparsed:
                 outcomes.append("unparseable")
             advance(1)
-    latent = np.repeat([pair[0] for pair in pairs], [len(pair[1]) for pair in pairs]).astype(np.int32)
-    position = np.concatenate([pair[1] for pair in pairs] or [np.zeros(0)]).astype(np.int32)
-    level = np.concatenate([pair[2] for pair in pairs] or [np.zeros(0)]).astype(np.int8)
-    save_file({"latent": latent, "position": position, "level": level}, out / LEVELS)
-    columns = {"latent": np.arange(len(sentences), dtype=np.int32), "sentence_of": source.astype(np.int32)}
-    write_table({**columns, "outcome": np.array(outcomes)}, out / "outcomes.parquet")
+    nothing = np.zeros(0)
+    latent = np.concatenate([nothing, *(np.full(len(position), latent) for latent, position, _ in pairs)])
+    position = np.concatenate([nothing, *(position for _, position, _ in pairs)])
+    level = np.concatenate([nothing, *(level for _, _, level in pairs)])
+    columns = {"latent": latent.astype(np.int32), "position": position.astype(np.int32), "level": level.astype(np.int8)}
+    save_file(columns, out / LEVELS)
+    said = {"latent": np.arange(len(sentences), dtype=np.int32), "sentence_of": source.astype(np.int32)}
+    write_table({**said, "outcome": np.array(outcomes)}, out / "outcomes.parquet")
     (out / "distributions.json").write_text(json.dumps({"levels": distributions().tolist()}))
 
 
