@@ -57,7 +57,7 @@ STEPS = _table(
     Step("scores", 1, "nlrewrite.score.build:build", ("nlrewrite.score.build", "nlrewrite.score.measures", "nlrewrite.calibrate.cells", "nlrewrite.evaluate.codes"), ("tokens", "activations", "simulation")),
     Step("calibration", 1, "nlrewrite.calibrate.fit:build", ("nlrewrite.calibrate.fit", "nlrewrite.evaluate.codes", "nlrewrite.calibrate.cells", "nlrewrite.calibrate.quantile", "nlrewrite.calibrate.hurdle"), ("tokens", "activations", "explain", "coder", "simulation")),
     Step("evaluation", 1, "nlrewrite.evaluate.build:build", ("nlrewrite.evaluate.build", "nlrewrite.evaluate.arms", "nlrewrite.evaluate.codes", "nlrewrite.evaluate.lookup", "nlrewrite.evaluate.losses", "nlrewrite.evaluate.bootstrap", "nlrewrite.evaluate.equivalent", "nlrewrite.subject.sites")),
-    Step("report", 1, "nlrewrite.report.build:build", ("nlrewrite.report.build", "nlrewrite.report.facts", "nlrewrite.report.wording", "nlrewrite.report.latents", "nlrewrite.report.drawing", "nlrewrite.report.figures", "nlrewrite.report.markup", "nlrewrite.report.style", "nlrewrite.report.page")),
+    Step("report", 1, "nlrewrite.report.build:build", ("nlrewrite.report.build", "nlrewrite.report.facts", "nlrewrite.report.wording", "nlrewrite.report.latents", "nlrewrite.report.drawing", "nlrewrite.report.figures", "nlrewrite.report.markup", "nlrewrite.report.style", "nlrewrite.report.tables", "nlrewrite.report.listing", "nlrewrite.report.page")),
 )  # fmt: skip
 
 

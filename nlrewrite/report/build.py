@@ -27,7 +27,7 @@ def build(spec: ReportSpec, inputs: dict[str, Folder], out: Path, running: "Runn
 
     evaluation = inputs["evaluation"]
     measured = json.loads(evaluation.path("results.json").read_text(encoding="utf-8"))
-    results = {"headline": measured["headline"], "arms": measured["arms"], "provenance": provenance(spec, inputs)}
+    results = {**measured, "provenance": provenance(spec, inputs)}
     (out / "results.json").write_text(
         json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )

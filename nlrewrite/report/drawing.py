@@ -1,18 +1,20 @@
 """Matplotlib's SVG made fit for the page: its colours are the page's, its text is text, its bytes are always the same.
 
-In: a function that draws on axes with the colours named here. Out: an `<svg>` without ids of its own that could clash,
-without dates, references or fonts. Invariant: equal data give equal bytes, and a drawing follows the page into the dark.
+In: a function that draws on axes with the colours named here. Out: an `<svg>` whose ids are its own, without dates,
+references or fonts. Invariant: equal data give equal bytes, and a drawing follows the page into the dark.
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nlrewrite.report.markup import Markup, element
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 INK, MUTED, RULE, PAGE = "#010101", "#020202", "#030303", "#040404"
 BLUE, ORANGE, GREY, PURPLE = "#050505", "#060606", "#070707", "#080808"
@@ -22,6 +24,7 @@ VARIABLES = {
 }  # fmt: skip
 """Colours that stand for the page's own; as black as they are, no plot would use them by accident."""
 
+PANEL = (6.2, 4.0)
 SETTINGS = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -61,23 +64,16 @@ SETTINGS = {
 }
 
 
-def draw(
-    name: str,
-    described: str,
-    plot: "Callable[[Sequence[Axes]], None]",
-    columns: int = 1,
-    size: tuple[float, float] = (6.0, 3.9),
-    share_y: bool = False,
-) -> Markup:
-    """What `plot` draws on `columns` axes beside one another. `described` is read out in its place."""
+def draw(name: str, described: str, plot: "Callable[[Axes], None]", size: tuple[float, float] = PANEL) -> Markup:
+    """What `plot` draws on one pair of axes. `described` is read out in its place."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": f"nlrewrite {name}"}):
+    settings: dict[Any, Any] = {**SETTINGS, "svg.hashsalt": f"nlrewrite {name}"}
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False, sharey=share_y)[0]
-        plot(list(axes))
+        plot(figure.add_subplot())
         written = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(written, metadata=nothing)
@@ -105,10 +101,27 @@ def _for_the_page(svg: str, name: str, described: str) -> Markup:
 def end_labels(axes: "Axes", labels: Sequence[tuple[float, str, str]], gap: float = 0.075) -> None:
     """Names of lines at their right ends, moved apart where they would lie on one another. (y, text, colour)"""
     low, high = axes.get_ylim()
+    heights = sorted(((y - low) / (high - low), label, colour) for y, label, colour in labels)
     placed: list[float] = []
-    for y, label, colour in sorted(labels):
-        height = (y - low) / (high - low)
-        if placed:
-            height = max(height, placed[-1] + gap)
-        placed.append(height)
+    for height, _, _ in heights:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    over = max(0.0, placed[-1] - 1.0) if placed else 0.0
+    for at in reversed(range(len(placed))):  # what was pushed beyond the top pushes back
+        top = 1.0 if at == len(placed) - 1 else placed[at + 1] - gap
+        placed[at] = min(placed[at], top) if over else placed[at]
+    for (_, label, colour), height in zip(heights, placed, strict=True):
         axes.text(1.02, height, label, color=colour, transform=axes.transAxes, va="center", fontsize=10.5)
+
+
+def label_powers(axis: "Axis", plain: bool = False) -> None:
+    """Ticks of a logarithmic axis as 10⁻³, or plainly as 1000."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(base=10, numticks=6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if plain else power(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def power(value: float) -> str:
+    exponent = round(math.log10(value))
+    return "1" if exponent == 0 else "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -12,7 +12,11 @@ from typing import Any
 from nlrewrite.artifacts import Folder
 from nlrewrite.simulate.rules import read_outcomes
 
-PLACES = {"mlp": "the MLP of layer {}", "mlp-output": "the MLP output of layer {}", "residual": "the residual stream after layer {}"}  # fmt: skip
+PLACES = {
+    "mlp": "the MLP of layer {}",
+    "mlp-output": "the MLP output of layer {}",
+    "residual": "the residual stream after layer {}",
+}
 
 
 @dataclass(frozen=True)
@@ -52,28 +56,31 @@ def gather(inputs: dict[str, Folder]) -> Facts:
         site=site,
         layers=_layers(inputs["subject"]),
         subject=spec["subject"],
-        training=_json(inputs["subject"], "training.json"),
+        training=_optional(inputs["subject"], "training.json"),
         coder=spec["coder"],
-        coder_training=_json(inputs["coder"], "training.json") or {},
-        corpus=_json(inputs["corpus"], "corpus.json") or {},
-        tokens=_json(inputs["tokens"], "tokens.json") or {},
+        coder_training=_required(inputs["coder"], "training.json"),
+        corpus=_required(inputs["corpus"], "corpus.json"),
+        tokens=_required(inputs["tokens"], "tokens.json"),
         explain=spec["explanations"],
         simulate=spec["simulation"],
         evaluate=spec["evaluation"],
-        calibration=_json(inputs["calibration"], "calibration.json") or {},
+        calibration=_required(inputs["calibration"], "calibration.json"),
         outcomes=dict(sorted(outcomes.items())),
         latents=sum(outcomes.values()),
     )
 
 
 def _layers(subject: Folder) -> int | None:
-    config = _json(subject, "config.json") or {}
+    config = _optional(subject, "config.json") or {}
     layers = config.get("num_hidden_layers", config.get("n_layer", subject.manifest.spec.get("layers")))
     return layers if isinstance(layers, int) else None
 
 
-def _json(folder: Folder, name: str) -> dict[str, Any] | None:
-    """A file of the artifact, if it has one by that name."""
-    if all(entry.path != name for entry in folder.manifest.files):
-        return None
+def _required(folder: Folder, name: str) -> dict[str, Any]:
     return json.loads(folder.path(name).read_text(encoding="utf-8"))
+
+
+def _optional(folder: Folder, name: str) -> dict[str, Any] | None:
+    """A file of the artifact, if it has one by that name."""
+    present = any(entry.path == name for entry in folder.manifest.files)
+    return _required(folder, name) if present else None

@@ -1,17 +1,17 @@
 """The page's plots: what rewriting costs, what length buys, what calibration does, and what scores are worth.
 
-In: rows of the results, the evaluation's tables and histograms, training curves. Out: `Figure`s, each with its drawing,
-a caption and a description in words. Invariant: a plot shows its intervals and says how they were made; what cannot be
-drawn from the data that are there is left out, not guessed.
+In: rows of the results, the evaluation's tables and histograms, training curves. Out: `Figure`s of one panel or more,
+with a caption and a description in words. Invariant: a plot shows its intervals and says how they were made; what
+cannot be drawn from the data that are there is left out, not guessed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nlrewrite.report.drawing import BLUE, GREY, INK, MUTED, ORANGE, PAGE, PURPLE, draw, end_labels
+from nlrewrite.report.drawing import BLUE, GREY, MUTED, ORANGE, PAGE, PURPLE, draw, end_labels, label_powers
 from nlrewrite.report.facts import Facts
 from nlrewrite.report.markup import Markup
 from nlrewrite.report.wording import percent
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = dict[str, Any]
-WIDE = (9.0, 3.7)
 LEAST_IN_BIN = 3
 NORMAL = 1.96
+QUARTERS = [0, 0.25, 0.5, 0.75, 1]
+IN_PERCENT = ["0", "25%", "50%", "75%", "100%"]
+DASHED = (0, (4, 3))
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,7 @@ class Figure:
     name: str
     title: str
     caption: str
-    drawing: Markup
-    wide: bool = False
+    panels: tuple[Markup, ...]
 
 
 def figures(
@@ -44,11 +45,10 @@ def figures(
     facts: Facts,
 ) -> list[Figure]:
     """All figures that the data allow, in the order of the page."""
-    position = str(headline["position"])
     drawn = [
-        fractions(rows, position),
+        fractions(rows, headline),
         lengths(rows, headline, facts),
-        distributions(spread, headline),
+        distributions(spread),
         by_score(told, scores),
         training(facts),
     ]
@@ -61,189 +61,208 @@ LINES = (("zero", "at zero", ORANGE), ("mean", "at mean", GREY), ("rewritten", "
 SELECTIONS = {"top": "Best-scoring latents first", "sampled": "Latents drawn at random"}
 
 
-def fractions(rows: list[Row], position: str) -> Figure | None:
+def fractions(rows: list[Row], headline: Row) -> Figure | None:
     """Loss increase against the share of latents replaced, for each way to choose them."""
-    here = [row for row in rows if row["position"] == position and row["topk"] == "none"]
-    selections = [name for name in SELECTIONS if any(row["selection"] == name for row in here)]
-    ends = {row["arm"]: row for row in here if row["selection"] == "all"}
-    chosen = next((row["calibrator"] for row in here if row["arm"] == "rewritten" and row["selection"] != "all"), None)
+    here = [row for row in rows if row["position"] == headline["position"] and row["topk"] == "none"]
+    whole = [row for row in here if row["selection"] == "all"]
+    ends = {row["arm"]: row for row in whole if row["arm"] != "rewritten"}
     ends["rewritten"] = next(
-        (row for row in here if row["selection"] == "all" and row["calibrator"] == chosen and row["explanation"] == "rules"),
-        ends["rewritten"],
+        row
+        for row in whole
+        if (row["arm"], row["explanation"], row["calibrator"])
+        == ("rewritten", headline["explanation"], headline["calibrator"])
     )
-    if not selections:
-        return None
+    highest = max([ends["coder"]["delta_ce_high"], *(ends[arm]["delta_ce_high"] for arm, _, _ in LINES)])
+    lowest = min([0.0, *(row["delta_ce_low"] for row in here if row["selection"] != "all")])
 
-    def plot(axes: "Sequence[Axes]") -> None:
-        for axis, selection in zip(axes, selections, strict=True):
-            labels = []
-            for arm, label, colour in LINES:
-                seeds = sorted({row["subset_seed"] for row in here if row["selection"] == selection})
+    def panel(selection: str) -> Markup:
+        part = [row for row in here if row["selection"] == selection]
+
+        def plot(axes: "Axes") -> None:
+            seeds = sorted({row["subset_seed"] for row in part})
+            for arm, _, colour in LINES:
                 for seed in seeds:
-                    part = [
-                        row
-                        for row in here
-                        if row["arm"] == arm and row["selection"] == selection and row["subset_seed"] == seed
-                    ]
-                    line = [ends["coder"], *sorted(part, key=lambda row: row["fraction"]), ends[arm]]
+                    some = [row for row in part if (row["arm"], row["subset_seed"]) == (arm, seed)]
+                    line = [ends["coder"], *sorted(some, key=lambda row: row["fraction"]), ends[arm]]
                     share = [0.0, *(row["fraction"] for row in line[1:-1]), 1.0]
                     low, high = ([row[f"delta_ce_{end}"] for row in line] for end in ("low", "high"))
-                    axis.fill_between(share, low, high, color=colour, alpha=0.16 / len(seeds) + 0.04, linewidth=0)
-                    axis.plot(share, [row["delta_ce"] for row in line], color=colour, marker="o", markersize=3.2)
-                labels.append((ends[arm]["delta_ce"], label, colour))
-            axis.set_title(SELECTIONS[selection])
-            axis.set_xlabel("share of latents replaced")
-            axis.set_xlim(0, 1)
-            axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
-            axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
-            end_labels(axis, labels)
-        axes[0].set_ylabel("added loss, nats per token")
+                    axes.fill_between(share, low, high, color=colour, alpha=0.12 + 0.12 / len(seeds), linewidth=0)
+                    axes.plot(share, [row["delta_ce"] for row in line], color=colour, marker="o", markersize=3)
+            axes.set_title(SELECTIONS[selection])
+            axes.set_xlabel("share of latents replaced")
+            axes.set_ylabel("added loss, nats per token")
+            axes.set_xlim(0, 1)
+            axes.set_ylim(lowest * 1.05, highest * 1.05)
+            axes.set_xticks(QUARTERS, IN_PERCENT)
+            end_labels(axes, [(ends[arm]["delta_ce"], label, colour) for arm, label, colour in LINES])
 
-    told = ", ".join(f"{label} {ends[arm]['delta_ce']:.3f}" for arm, label, _ in LINES)
+        told = ", ".join(f"{label} {ends[arm]['delta_ce']:.3f}" for arm, label, _ in LINES)
+        described = f"{SELECTIONS[selection]}: added loss against the share of latents replaced. With all: {told}."
+        return draw(f"fractions-{selection}", described, plot)
+
+    panels = tuple(panel(name) for name in SELECTIONS if any(row["selection"] == name for row in here))
+    if not panels:
+        return None
     return Figure(
         "fractions",
         "What it costs to replace more and more latents",
-        "Added next-token loss over the unpatched model, with the true activations of all other latents kept. At 0 "
-        "stands the coder itself, at 100% no true activation is left. Bands: 95% bootstrap over document groups; "
-        "random subsets are drawn one by one.",
-        draw("fractions", f"Added loss against the share of latents replaced. With all replaced: {told}.", plot,
-             columns=len(selections), size=WIDE if len(selections) > 1 else (6.0, 3.7), share_y=True),
-        wide=True,
-    )  # fmt: skip
+        "Added next-token loss over the unpatched model; latents that are not replaced keep their true activations. At "
+        "0 stands the coder itself, at 100% no true activation is left. Bands: 95% bootstrap over document groups; "
+        "every random subset is a line of its own.",
+        panels,
+    )
 
 
 def lengths(rows: list[Row], headline: Row, facts: Facts) -> Figure | None:
     """Gap closed against the most tokens that a sentence may quote."""
-    points = []
-    for row in rows:
-        if row["arm"] != "rewritten" or row["selection"] != "all" or row["topk"] != "none":
-            continue
-        if row["position"] != headline["position"] or row["calibrator"] != headline["calibrator"]:
-            continue
-        last = str(row["explanation"]).rpartition("-")[2]
+    alike = [
+        row
+        for row in rows
+        if (row["arm"], row["selection"], row["topk"], row["position"], row["calibrator"])
+        == ("rewritten", "all", "none", headline["position"], headline["calibrator"])
+        and row["gap_closed"] is not None
+    ]
+    points: dict[int, Row] = {}
+    for row in alike:
+        stem, _, limit = str(row["explanation"]).rpartition("-")
         if row["explanation"] == headline["explanation"]:
-            points.append((int(facts.explain["max_quotes"]), row))
-        elif last.isdigit():
-            points.append((int(last), row))
-    points = sorted(
-        ((most, row) for most, row in points if row["gap_closed"] is not None), key=lambda point: point[0]
-    )
+            points[int(facts.explain["max_quotes"])] = row
+        elif stem == headline["explanation"] and limit.isdigit():
+            points[int(limit)] = row
     if len(points) < 2:
         return None
-    most = [point[0] for point in points]
+    most = sorted(points)
+    mean, low, high = (
+        np.array([points[limit][name] for limit in most])
+        for name in ("gap_closed", "gap_closed_low", "gap_closed_high")
+    )
 
-    def plot(axes: "Sequence[Axes]") -> None:
-        (axis,) = axes
-        mean, low, high = (
-            np.array([row[name] for _, row in points]) for name in ("gap_closed", "gap_closed_low", "gap_closed_high")
-        )
-        axis.fill_between(most, low, high, color=BLUE, alpha=0.2, linewidth=0)
-        axis.plot(most, mean, color=BLUE, marker="o", markersize=4.5)
-        axis.set_ylim(min(0.0, float(low.min())), max(1.0, float(high.max())))
+    def plot(axes: "Axes") -> None:
+        axes.fill_between(most, low, high, color=BLUE, alpha=0.2, linewidth=0)
+        axes.plot(most, mean, color=BLUE, marker="o", markersize=4.5)
+        axes.set_ylim(min(0.0, float(low.min())), max(1.0, float(high.max())))
         labels = [(float(mean[-1]), "sentences", BLUE)]
-        for arm, label in (("token_lookup", "token table"), ("bigram_lookup", "pair table"), ("oracle", "oracle mask")):
-            axis.axhline(headline[arm], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        for arm, label in (
+            ("token_lookup", "token lookup"),
+            ("bigram_lookup", "bigram lookup"),
+            ("oracle", "oracle mask"),
+        ):
+            axes.axhline(headline[arm], color=MUTED, linewidth=1, linestyle=DASHED)
             labels.append((headline[arm], label, MUTED))
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(most, [str(each) for each in most])
-        axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
-        axis.set_xlabel("quoted tokens a sentence may hold, at most")
-        axis.set_ylabel("gap closed")
-        end_labels(axis, labels)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(most, [str(each) for each in most])
+        axes.set_yticks(QUARTERS, IN_PERCENT)
+        axes.set_xlabel("quoted tokens in a sentence, at most")
+        axes.set_ylabel("gap closed")
+        end_labels(axes, labels)
 
-    told = ", ".join(f"{limit} quotes {percent(row['gap_closed'])}" for limit, row in points)
+    told = ", ".join(f"{limit} quotes {percent(points[limit]['gap_closed'])}" for limit in most)
     return Figure(
         "lengths",
         "What length buys",
-        "The same explainer under tighter limits, each with its own calibrator. Dashed: the controls. Band: 95% "
+        "The same explainer under tighter limits, each with a calibrator of its own. Dashed: the controls. Band: 95% "
         "bootstrap over document groups.",
-        draw("lengths", f"Gap closed against length of sentences: {told}.", plot),
+        (draw("lengths", f"Gap closed against the length of sentences: {told}.", plot),),
     )
 
 
 # -- calibration ------------------------------------------------------------------------------------------------------
 
 
-def distributions(spread: dict[str, Any], headline: Row) -> Figure | None:
+def distributions(spread: dict[str, Any]) -> Figure | None:
     """How often each size of activation occurs, in truth and in prediction."""
-    edges, counts = np.array(spread["edges"]), spread["counts"]
+    edges, counts, chosen = np.array(spread["edges"])[1:], spread["counts"], str(spread["chosen"])
     total = max(float(sum(counts["true"])), 1.0)
-    chosen = str(spread["chosen"])
-    quantile = next((name for name in counts if name.startswith("quantile-") and name != chosen), None)
-    wanted = [("none", "digits as read", ORANGE, 1.5), (quantile, "quantile-normalised", PURPLE, 1.5), (chosen, f"{chosen} (used)", BLUE, 2.2)]  # fmt: skip
-    shown = [line for line in wanted if line[0] in counts and not (line[0] == chosen and line[1] != f"{chosen} (used)")]
-    if not shown:
-        return None
+    edges = edges[::2]  # bins are joined in pairs, so that the few values of a digit are less ragged
+    centres = np.sqrt(edges[1:] * edges[:-1])
 
-    def plot(axes: "Sequence[Axes]") -> None:
-        (axis,) = axes
-        heights = np.array(counts["true"][1:]) / total
-        axis.stairs(heights, edges[1:], fill=True, color=GREY, alpha=0.3, label="true")
-        for name, label, colour, width in shown:
-            heights = np.array(counts[str(name)][1:]) / total
-            axis.stairs(np.where(heights > 0, heights, np.nan), edges[1:], color=colour, linewidth=width, label=label)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_ylim(bottom=0.3 / total)
-        axis.set_xlim(edges[1], edges[-1])
-        axis.set_xlabel("activation, as a share of the latent's largest")
-        axis.set_ylabel("share of latents × tokens")
-        axis.legend(loc="upper left", fontsize=9.5)
+    def heights(name: str) -> np.ndarray:
+        fine = np.array(counts[name][1:], dtype=np.float64)
+        joined = np.add.reduceat(fine, np.arange(0, len(fine), 2))[: len(centres)] / total
+        return np.where(joined > 0, joined, np.nan)
+
+    quantile = next((name for name in counts if name.startswith("quantile-") and name != chosen), "")
+    wanted = [("none", "digits as read", ORANGE), (quantile, quantile, PURPLE)]
+    shown = [line for line in wanted if line[0] in counts and line[0] != chosen]
+    if chosen in counts:
+        shown.append((chosen, f"{chosen} (used)", BLUE))
+
+    def plot(axes: "Axes") -> None:
+        axes.stairs(np.nan_to_num(heights("true")), edges, fill=True, color=GREY, alpha=0.3, label="true")
+        for name, label, colour in shown:
+            axes.plot(centres, heights(name), color=colour, linewidth=1.6, marker="o", markersize=3.2, label=label)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=1e-7)
+        axes.set_xlim(edges[0], edges[-1])
+        label_powers(axes.xaxis)
+        label_powers(axes.yaxis)
+        axes.set_xlabel("activation, as a share of the latent's largest")
+        axes.set_ylabel("share of latents × tokens")
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, columnspacing=1.4, handlelength=1.4)
 
     zeros = ", ".join(
-        f"{label} {percent(float(counts[str(name)][0]) / total)}"
-        for name, label in [("true", "in truth"), *((name, label) for name, label, _, _ in shown)]
+        f"{label} {percent(float(counts[name][0]) / total)}"
+        for name, label in [("true", "in truth"), *((name, label) for name, label, _ in shown)]
     )
     return Figure(
         "distributions",
         "Predicted and true activations, before and after calibration",
-        f"All pairs of latent and token on the report split, on two logarithmic axes. Not drawn, being zero or next "
-        f"to it: {zeros}. A calibrator that predicts means writes small values where it is unsure.",
-        draw("distributions", f"Histogram of activations. Shares at zero: {zeros}.", plot),
+        f"All pairs of a latent and a token of the report split, both axes logarithmic. Zero or next to it, and so not "
+        f"drawn: {zeros}. A calibrator that predicts means writes small values where it is unsure.",
+        (draw("distributions", f"Histogram of activations. Shares next to zero: {zeros}.", plot),),
     )
 
 
 def by_score(told: "pd.DataFrame", scores: "pd.DataFrame") -> Figure | None:
     """Sensitivity and specificity of latents by their score, as read and quantile-normalised."""
-    kinds = {"detection_f1": "by detection score", "fuzzing_f1": "by fuzzing score"}
-    measures = (("sensitivity", BLUE), ("specificity", ORANGE))
-    if not told["explained"].any():
+    explained = int(told["explained"].to_numpy().sum())
+    if not explained:
         return None
 
-    def plot(axes: "Sequence[Axes]") -> None:
-        for axis, (score, title) in zip(axes, kinds.items(), strict=True):
+    def panel(score: str, title: str) -> Markup:
+        def plot(axes: "Axes") -> None:
             labels = []
-            for measure, colour in measures:
+            for measure, colour in (("sensitivity", BLUE), ("specificity", ORANGE)):
                 for after, shift in (("raw", -0.008), ("quantile", 0.008)):
+                    raw = after == "raw"
                     centre, mean, half = binned(scores[score].to_numpy(), told[f"{measure}_{after}"].to_numpy())
-                    face = PAGE if after == "raw" else colour
-                    axis.errorbar(
-                        centre + shift, mean, yerr=half, color=colour, marker="o", markersize=5, markerfacecolor=face,
-                        linestyle="--" if after == "raw" else "-", linewidth=1.3, elinewidth=1,
-                    )  # fmt: skip
-                    if len(mean) and after == "quantile":
+                    axes.errorbar(
+                        centre + shift,
+                        mean,
+                        yerr=half,
+                        color=colour,
+                        marker="o",
+                        markersize=5,
+                        markerfacecolor=PAGE if raw else colour,
+                        linestyle="--" if raw else "-",
+                        linewidth=1.3,
+                        elinewidth=1,
+                    )
+                    if len(mean) and not raw:
                         labels.append((float(mean[-1]), measure, colour))
-            axis.set_xlim(0, 1.0)
-            axis.set_ylim(0, 1.03)
-            axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
-            axis.set_title(title[0].upper() + title[1:])
-            axis.set_xlabel("F1 on the calibrate split")
-            end_labels(axis, labels)
-        axes[0].plot([], [], color=INK, marker="o", markersize=5, markerfacecolor=PAGE, linestyle="--", linewidth=1.3, label="as read")
-        axes[0].plot([], [], color=INK, marker="o", markersize=5, linestyle="-", linewidth=1.3, label="quantile-normalised")
-        axes[0].legend(loc="lower left" if len(kinds) == 1 else "center left", bbox_to_anchor=(0, 0.72))
+            for label, face, style in (("as read", PAGE, "--"), ("quantile-normalised", MUTED, "-")):
+                marked = {"marker": "o", "markersize": 5, "markerfacecolor": face}
+                axes.plot([], [], color=MUTED, linestyle=style, linewidth=1.3, label=label, **marked)
+            axes.set_xlim(0, 1)
+            axes.set_ylim(0, 1.03)
+            axes.set_yticks(QUARTERS, IN_PERCENT)
+            axes.set_title(f"By {title} score")
+            axes.set_xlabel(f"{title} F1 on the calibrate split")
+            axes.set_ylabel("mean over latents")
+            axes.legend(loc="upper left", bbox_to_anchor=(0, 0.92))
+            end_labels(axes, labels)
 
-    explained = int(told["explained"].sum())
+        return draw(f"by-{title}", f"Mean sensitivity and specificity of latents against their {title} score.", plot)
+
     return Figure(
         "by-score",
         "What a score promises",
         f"Sensitivity and specificity on the report split, latents grouped by their score on the calibrate split in "
-        f"bins of 0.1; {explained:,} latents with a sentence, bins with fewer than {LEAST_IN_BIN} left out. Bars: 95% "
-        f"interval of the bin's mean.",
-        draw("by-score", "Mean sensitivity and specificity of latents against detection and fuzzing scores.", plot,
-             columns=2, size=WIDE, share_y=True),
-        wide=True,
-    )  # fmt: skip
+        f"bins of 0.1: {explained:,} latents with a sentence; bins with fewer than {LEAST_IN_BIN} are left out. Bars: "
+        f"95% interval of a bin's mean.",
+        (panel("detection_f1", "detection"), panel("fuzzing_f1", "fuzzing")),
+    )
 
 
 def binned(score: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -264,35 +283,60 @@ def binned(score: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def training(facts: Facts) -> Figure | None:
     """How the subject and the coder learned."""
-    curves = [each for each in (facts.training, facts.coder_training) if each and each.get("curve")]
-    if not curves:
+    panels, told = [], []
+    if facts.training and facts.training.get("curve"):
+        end = facts.training["held_out_loss"]
+        told.append(
+            f"the subject ends at {end:.2f} nats, where counting tokens gives {facts.training['unigram_entropy']:.2f}"
+        )
+        panels.append(
+            draw(
+                "subject",
+                f"Held-out loss of the subject over training steps, ending at {end:.2f}.",
+                _subject(facts.training),
+            )
+        )
+    if facts.coder_training.get("curve"):
+        fvu = facts.coder_training["fvu"]
+        told.append(f"the coder leaves {percent(fvu)} of the site's variance unexplained")
+        panels.append(
+            draw(
+                "coder",
+                f"Variance the coder leaves unexplained over training steps, ending at {percent(fvu)}.",
+                _coder(facts.coder_training),
+            )
+        )
+    if not panels:
         return None
-
-    def plot(axes: "Sequence[Axes]") -> None:
-        for axis, curve in zip(axes, curves, strict=True):
-            points = curve["curve"]
-            if "held_out" in points[0]:
-                step = [point["step"] + 1 for point in points]
-                axis.plot(step, [point["held_out"] for point in points], color=BLUE, marker="o", markersize=3.2)
-                axis.axhline(curve["unigram_entropy"], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-                axis.annotate("counting tokens", (1, curve["unigram_entropy"]), xytext=(2, -13), textcoords="offset points", color=MUTED, fontsize=10)  # fmt: skip
-                axis.set_xscale("log")
-                axis.set_ylim(bottom=0)
-                axis.set_title("Subject: held-out loss, nats")
-            else:
-                axis.plot([point["step"] for point in points], [point["fvu"] for point in points], color=BLUE)
-                axis.set_ylim(0, min(1.05, max(point["fvu"] for point in points) * 1.1))
-                axis.set_title("Coder: variance unexplained")
-            axis.set_xlabel("training step")
-
-    told = []
-    if facts.training:
-        told.append(f"the subject ends at {facts.training['held_out_loss']:.2f} nats")
-    if facts.coder_training.get("fvu") is not None:
-        told.append(f"the coder leaves {percent(facts.coder_training['fvu'])} of the site's variance unexplained")
     return Figure(
-        "training",
-        "How subject and coder learned",
-        f"On text held out from training; {', '.join(told)}.",
-        draw("training", f"Training curves: {', '.join(told)}.", plot, columns=len(curves), size=(6.0, 3.9) if len(curves) == 1 else (6.4, 3.4)),
+        "training", "How subject and coder learned", f"Measured on held-out text; {'; '.join(told)}.", tuple(panels)
     )
+
+
+def _subject(curve: dict[str, Any]) -> "Callable[[Axes], None]":
+    def plot(axes: "Axes") -> None:
+        points = [point for point in curve["curve"] if point["step"] > 0]
+        steps, losses = [point["step"] for point in points], [point["held_out"] for point in points]
+        axes.plot(steps, losses, color=BLUE, marker="o", markersize=3.2)
+        axes.axhline(curve["unigram_entropy"], color=MUTED, linewidth=1, linestyle=DASHED)
+        axes.set_xscale("log")
+        label_powers(axes.xaxis, plain=True)
+        axes.set_ylim(bottom=0)
+        axes.set_title("Subject: held-out loss, nats per token")
+        axes.set_xlabel("training step")
+        end_labels(axes, [(curve["unigram_entropy"], "unigrams", MUTED), (points[-1]["held_out"], "subject", BLUE)])
+
+    return plot
+
+
+def _coder(curve: dict[str, Any]) -> "Callable[[Axes], None]":
+    def plot(axes: "Axes") -> None:
+        points = curve["curve"]
+        axes.plot([point["step"] for point in points], [point["fvu"] for point in points], color=BLUE)
+        axes.set_ylim(0, min(1.05, max(point["fvu"] for point in points) * 1.05))
+        axes.set_yticks(QUARTERS, IN_PERCENT)
+        axes.set_title("Coder: variance left unexplained")
+        axes.set_xlabel("training step")
+        end_labels(axes, [(points[-1]["fvu"], "coder", BLUE)])
+
+    return plot

@@ -6,6 +6,7 @@ drawn over all tenths of a latent's activations, not picked; the simulator's wor
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -124,7 +125,8 @@ class _Scene:
         self.said: Simulated = simulation.read(inputs["simulation"])
         self.bounds = np.searchsorted(self.said.latent, np.arange(len(self.values_LZ) + 1))
         table = statistics.read_examples(inputs["report"])
-        self.drawn = {key: rows for key, rows in table.groupby("latent")}
+        bounds = np.searchsorted(table["latent"].to_numpy(), np.arange(len(self.values_LZ) + 1))
+        self.drawn = [table.iloc[start:end] for start, end in pairwise(bounds)]
         self.tokens = token_texts(inputs["subject"].root())
         documents = read_documents(inputs["corpus"], "report")
         self.names = dict(zip(documents.document.tolist(), documents.name, strict=True))
@@ -137,11 +139,11 @@ class _Scene:
         pairs = slice(self.bounds[latent], self.bounds[latent + 1])
         level = dict(zip(self.said.position[pairs].tolist(), self.said.level[pairs].tolist(), strict=True))
         found = []
-        if latent in self.drawn:
-            rows = self.drawn[latent]
+        rows = self.drawn[latent]
+        if len(rows):
             spread = np.unique(np.linspace(0, len(rows) - 1, min(self.most, len(rows))).round().astype(int))
             for decile, place in zip(rows["decile"].iloc[spread], rows["position"].iloc[spread], strict=True):
-                found.append(self._example(latent, f"{_ordinal(int(decile) + 1)} tenth", int(place), true, level))
+                found.append(self._example(latent, f"decile {int(decile) + 1}", int(place), true, level))
         for place in self._false_alarms(latent, true, level):
             found.append(self._example(latent, "false alarm", place, true, level))
         return found
@@ -157,9 +159,7 @@ class _Scene:
                 break
         return found
 
-    def _example(
-        self, latent: int, why: str, place: int, true: dict[int, float], level: dict[int, int]
-    ) -> Example:
+    def _example(self, latent: int, why: str, place: int, true: dict[int, float], level: dict[int, int]) -> Example:
         window = int(self.where.window[place])
         first, last = int(self.starts[window]), int(self.starts[window] + self.windows.lengths[window])
         pieces: list[Piece] = []
@@ -189,7 +189,3 @@ def readable(token: bytes) -> str:
 
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _ordinal(number: int) -> str:
-    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number, 'th') }"

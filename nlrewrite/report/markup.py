@@ -45,7 +45,9 @@ def text(value: object) -> Markup:
 
 def verbatim(name: str, content: str) -> Markup:
     """A style or script element of this package's own; its content is not escaped, and cannot end it early."""
-    assert name in VERBATIM and "</" not in content and "<!--" not in content, f"{name} would end early"
+    assert name in VERBATIM, f"{name} is no element with verbatim content"
+    assert "</" not in content, f"{name} would end early"
+    assert "<!--" not in content, f"{name} would end early"
     return Markup(f"<{name}>{content}</{name}>")
 
 

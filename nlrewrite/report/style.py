@@ -1,7 +1,7 @@
 """How the page looks, and the little it does by itself: filtering and sorting the list of latents.
 
-In: nothing. Out: STYLE and SCRIPT. Invariant: nothing is loaded from anywhere, and without the script everything is there
-to be read.
+In: nothing. Out: STYLE and SCRIPT. Invariant: nothing is loaded from anywhere, and without the script everything is
+there to be read.
 """
 
 STYLE = """
@@ -10,11 +10,13 @@ STYLE = """
   --page: #fdfcfa; --card: #f6f4ef; --ink: #1d1f23; --soft: #3f444c; --muted: #6a7079; --rule: #dedad2;
   --blue: #1f5fae; --orange: #b95a14; --grey: #85898f; --purple: #76479f;
   --truth: 31, 95, 174; --said: #c4651b; --link: #1f5fae; --shade: #ece8e0;
-  --sans: ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", Arial, sans-serif;
-  --serif: "Iowan Old Style", "Palatino Linotype", Palatino, "Book Antiqua", "Source Serif 4", "Noto Serif", Georgia, serif;
+  --sans: ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", Arial,
+    sans-serif;
+  --serif: "Iowan Old Style", "Palatino Linotype", Palatino, "Book Antiqua", "Source Serif 4", "Noto Serif", Georgia,
+    serif;
   --mono: ui-monospace, "SF Mono", SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
 }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root {
     --page: #15171b; --card: #1c1f24; --ink: #e8e6e1; --soft: #c4c6c9; --muted: #979ca4; --rule: #343941;
     --blue: #79aef2; --orange: #eb9a57; --grey: #8a9099; --purple: #bf97e6;
@@ -41,38 +43,41 @@ header { padding-top: 3.2rem; }
 .lead strong { font-weight: 600; color: var(--blue); white-space: nowrap; }
 section { padding: 2.6rem 0 0; }
 section > p.about { color: var(--soft); }
-nav { position: sticky; top: 0; z-index: 2; background: var(--page); border-bottom: 1px solid var(--rule); margin-top: 2rem; }
-nav > div { display: flex; gap: 1.4rem; overflow-x: auto; padding-top: 0.55rem; padding-bottom: 0.55rem; font-size: 0.9rem; }
+nav { position: sticky; top: 0; z-index: 2; background: var(--page); border-bottom: 1px solid var(--rule);
+  margin-top: 2rem; }
+nav > div { display: flex; gap: 1.4rem; overflow-x: auto; padding-top: 0.55rem; padding-bottom: 0.55rem;
+  font-size: 0.9rem; }
 nav a { color: var(--soft); text-decoration: none; white-space: nowrap; }
 nav a:hover { color: var(--link); text-decoration: underline; }
 section[id], details[id] { scroll-margin-top: 3rem; }
 
-.scale { margin: 1.8rem 0 1.6rem; }
+.scale { margin: 1.4rem 0 2rem; }
 .scale ol { list-style: none; margin: 0; padding: 0; }
-.scale li, .scale .ends { display: grid; grid-template-columns: 11rem 1fr 7.5rem; gap: 1rem; align-items: center; }
-.scale li { min-height: 2.15rem; font-size: 0.95rem; }
-.scale .track { position: relative; height: 2.15rem; border-left: 1px solid var(--rule); border-right: 1px solid var(--rule);
-  background: linear-gradient(var(--rule), var(--rule)) center / 100% 1px no-repeat; }
+.scale li, .scale .ends { display: grid; grid-template-columns: 10rem minmax(0, 1fr) 8.5rem; column-gap: 1rem;
+  align-items: center; }
+.scale li { min-height: 2.1rem; font-size: 0.95rem; }
+.scale .track { position: relative; align-self: stretch; min-height: 1.4rem; }
+.scale li .track { background: linear-gradient(var(--rule), var(--rule)) center / 100% 1px no-repeat; }
 .scale .track i { position: absolute; top: 50%; }
-.scale .range { height: 2px; margin-top: -1px; background: var(--grey); }
+.scale .zero { top: 0 !important; width: 1px; height: 100%; background: var(--grey); opacity: 0.6; }
+.scale .range { height: 5px; margin-top: -2.5px; background: var(--grey); opacity: 0.45; border-radius: 2px; }
 .scale .dot { width: 9px; height: 9px; margin: -4.5px 0 0 -4.5px; border-radius: 50%; background: var(--grey); }
-.scale .fill { height: 4px; margin-top: -2px; background: var(--blue); }
-.scale .zero { top: 0 !important; width: 1px; height: 100%; background: var(--muted); opacity: 0.55; }
-.scale .value { font-variant-numeric: tabular-nums; color: var(--soft); }
-.scale .value small { color: var(--muted); }
-.scale li.ours { font-weight: 650; min-height: 2.9rem; }
-.scale li.ours .value { color: var(--blue); font-size: 1.15rem; white-space: nowrap; }
-.scale li.ours .value small { font-weight: 400; font-size: 0.8rem; }
-.scale li.ours .dot { width: 15px; height: 15px; margin: -7.5px 0 0 -7.5px; background: var(--blue); box-shadow: 0 0 0 3px var(--page); }
-.scale li.ours .range { height: 10px; margin-top: -5px; border-radius: 5px; background: var(--blue); opacity: 0.35; }
-.scale .ends { font-size: 0.8rem; color: var(--muted); line-height: 1.25; margin-bottom: 0.3rem; }
-.scale .ends div { position: relative; height: 2.2em; }
-.scale .ends span { position: absolute; bottom: 0; }
-.scale .ends .from { transform: translateX(0); }
-.scale .ends .to { transform: translateX(-100%); text-align: right; }
-.scale figcaption { font-size: 0.85rem; color: var(--muted); margin-top: 0.6rem; max-width: 44rem; }
+.scale .fill { height: 3px; margin-top: -1.5px; background: var(--blue); }
+.scale .value { font-variant-numeric: tabular-nums; color: var(--soft); white-space: nowrap; }
+.scale .value small { color: var(--muted); font-size: 0.8rem; }
+.scale li.ours { font-weight: 650; min-height: 3.1rem; }
+.scale li.ours .value { color: var(--blue); font-size: 1.2rem; }
+.scale li.ours .value small { font-weight: 400; }
+.scale li.ours .dot { width: 4px; height: 26px; margin: -13px 0 0 -2px; border-radius: 1px; background: var(--blue); }
+.scale li.ours .range { height: 18px; margin-top: -9px; background: var(--blue); opacity: 0.3; }
+.scale .ends { font-size: 0.82rem; color: var(--muted); }
+.scale .ends b { position: absolute; bottom: 0.1rem; white-space: nowrap; font-weight: 400; }
+.scale .ends .from { transform: translateX(-0.1rem); }
+.scale .ends .to { transform: translateX(-100%); }
+.scale figcaption { font-size: 0.87rem; color: var(--muted); margin-top: 0.7rem; max-width: 44rem; }
 
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1px; background: var(--rule);
+.two { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0.5rem 3rem; align-items: start; }
+.cards { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1px; background: var(--rule);
   border: 1px solid var(--rule); border-radius: 6px; overflow: hidden; margin: 1.2rem 0; }
 .cards div { background: var(--page); padding: 0.8rem 1rem; }
 .cards dt { font-size: 0.82rem; color: var(--muted); }
@@ -86,7 +91,8 @@ table { border-collapse: collapse; width: 100%; font-size: 0.88rem; font-variant
 caption { text-align: left; color: var(--soft); padding: 0 0 0.5rem; font-size: 0.95rem; }
 caption strong { color: var(--ink); }
 th { text-align: left; font-weight: 500; vertical-align: top; }
-thead th { color: var(--muted); border-bottom: 1px solid var(--ink); padding: 0.3rem 0.7rem 0.3rem 0; vertical-align: bottom; font-size: 0.82rem; }
+thead th { color: var(--muted); border-bottom: 1px solid var(--ink); padding: 0.3rem 0.7rem 0.3rem 0;
+  vertical-align: bottom; font-size: 0.82rem; }
 td, tbody th { padding: 0.36rem 0.7rem 0.36rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 td.n, th.n { text-align: right; white-space: nowrap; padding-left: 0.7rem; padding-right: 0; }
 td small, th small { color: var(--muted); font-weight: 400; display: block; font-size: 0.8rem; }
@@ -99,21 +105,26 @@ tr.quoted th { box-shadow: -0.6rem 0 0 color-mix(in srgb, var(--blue) 9%, transp
 .figures figure { margin: 0; min-width: 0; }
 .figures figure.wide { grid-column: 1 / -1; }
 .figures figcaption { font-size: 0.87rem; color: var(--muted); line-height: 1.45; max-width: 44rem; }
-svg.plot { display: block; width: 100%; height: auto; margin: 0.2rem 0 0.5rem; font-family: var(--sans); overflow: visible; }
+svg.plot { display: block; width: 100%; height: auto; margin: 0.2rem 0 0.5rem; font-family: var(--sans);
+  overflow: visible; }
 svg.plot * { stroke-linejoin: round; stroke-linecap: butt; }
 svg.plot text { stroke: none; fill: var(--ink); }
-.wide .panels { overflow-x: auto; }
+.panels { display: grid; gap: 1rem 2.2rem; }
+.wide .panels { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 
 .tools { display: flex; flex-wrap: wrap; gap: 0.7rem 1.2rem; align-items: center; margin: 1rem 0; font-size: 0.9rem; }
 .tools[hidden] { display: none; }
-.tools input[type=search], .tools select { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--grey);
+.tools input[type=search], .tools select { font: inherit; color: inherit; background: var(--page);
+  border: 1px solid var(--grey);
   border-radius: 5px; padding: 0.3rem 0.55rem; }
 .tools input[type=search] { min-width: 15rem; }
 .tools output { color: var(--muted); }
-.legend { font-size: 0.87rem; color: var(--soft); background: var(--card); border-radius: 6px; padding: 0.75rem 1rem; max-width: none; }
+.legend { font-size: 0.87rem; color: var(--soft); background: var(--card); border-radius: 6px; padding: 0.75rem 1rem;
+  max-width: none; }
 .latents { list-style: none; margin: 1rem 0 0; padding: 0; border-top: 1px solid var(--rule); }
 .latents > li { border-bottom: 1px solid var(--rule); }
-.latents summary { display: grid; grid-template-columns: 4.4rem minmax(0, 1fr) 11rem; gap: 1rem; align-items: baseline; padding: 0.7rem 0;
+.latents summary { display: grid; grid-template-columns: 4.4rem minmax(0, 1fr) 11rem; gap: 1rem;
+  align-items: baseline; padding: 0.7rem 0;
   cursor: pointer; list-style: none; }
 .latents summary::-webkit-details-marker { display: none; }
 .latents summary:hover .sentence { color: var(--link); }
@@ -121,9 +132,12 @@ svg.plot text { stroke: none; fill: var(--ink); }
 .latents .id::before { content: "▸"; display: inline-block; width: 1.1em; color: var(--muted); }
 .latents details[open] .id::before { content: "▾"; }
 .sentence { font: 400 1.02rem/1.5 var(--serif); overflow-wrap: anywhere; }
-.sentence code { font: 0.84em var(--mono); background: var(--shade); border-radius: 3px; padding: 0.05em 0.25em; white-space: pre-wrap; }
+.sentence code { font: 0.84em var(--mono); background: var(--shade); border-radius: 3px; padding: 0.05em 0.25em;
+  white-space: pre; }
+.sentence code.long { white-space: pre-wrap; }
 .sentence.none { color: var(--muted); font-style: italic; }
-.bits { display: grid; grid-template-columns: repeat(3, 1fr); font-size: 0.82rem; color: var(--muted); text-align: right; font-variant-numeric: tabular-nums; }
+.bits { display: grid; grid-template-columns: repeat(3, 1fr); font-size: 0.82rem; color: var(--muted);
+  text-align: right; font-variant-numeric: tabular-nums; }
 .bits b { display: block; font-weight: 500; color: var(--ink); font-size: 0.92rem; }
 .inside { padding: 0.2rem 0 1.4rem 5.4rem; }
 .inside dl { display: flex; flex-wrap: wrap; gap: 0.3rem 1.6rem; margin: 0 0 0.9rem; font-size: 0.86rem; }
@@ -132,11 +146,17 @@ svg.plot text { stroke: none; fill: var(--ink); }
 .inside dd { margin: 0; font-variant-numeric: tabular-nums; }
 table.examples td { border-bottom: 0; padding-top: 0.28rem; padding-bottom: 0.28rem; }
 table.examples td.why { white-space: nowrap; color: var(--muted); }
-table.examples td.text { font: 0.8rem/1.75 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere; width: 100%; padding-left: 1.1rem; }
-.tok { border-radius: 2px; padding: 0.1em 0; background: rgba(var(--truth), var(--a, 0)); border-bottom: 3px solid transparent; }
+table.examples { table-layout: auto; }
+table.examples td.text { font: 0.8rem/1.75 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere;
+  padding: 0.28rem 0; }
+table.examples td.before { text-align: right; width: 56%; padding-left: 1.2rem; }
+table.examples td.after { width: 44%; }
+table.examples th.words { padding-left: 1.2rem; }
+.tok { border-radius: 2px; padding: 0.1em 0; background: rgba(var(--truth), var(--a, 0));
+  border-bottom: 3px solid transparent; }
 .tok.true { box-shadow: inset 0 0 0 1px rgba(var(--truth), 0.75); }
 .tok.said { border-bottom-color: color-mix(in srgb, var(--said) calc(var(--s) * 100%), transparent); }
-.tok.target { outline: 2px solid var(--ink); outline-offset: 1px; }
+.tok.target { outline: 2px solid var(--ink); outline-offset: 1px; margin: 0 3px; white-space: pre; }
 .key { font: 0.8rem var(--mono); }
 
 footer { padding-top: 3rem; padding-bottom: 4rem; }
@@ -144,28 +164,33 @@ footer h2 { margin-top: 2.6rem; }
 .digests td, .digests th { font-size: 0.82rem; }
 .digests code, .packages code { font: 0.95em var(--mono); }
 .digests details summary { cursor: pointer; color: var(--link); }
-.digests pre { margin: 0.3rem 0; font: 0.76rem/1.45 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere; color: var(--soft); }
-.packages { color: var(--soft); font-size: 0.86rem; max-width: none; }
+.digests pre { margin: 0.3rem 0; font: 0.76rem/1.45 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere;
+  color: var(--soft); }
+.packages { color: var(--soft); font-size: 0.86rem; max-width: none; margin-top: 1rem; }
 
 @media (max-width: 46rem) {
   main, header, footer, nav > div { padding-left: 1rem; padding-right: 1rem; }
   header { padding-top: 1.8rem; }
   .lead { font-size: 1.1rem; }
   .figures { grid-template-columns: minmax(0, 1fr); }
-  .wide svg.plot { min-width: 36rem; }
-  .scale li { grid-template-columns: 1fr auto; gap: 0 0.6rem; padding: 0.25rem 0; }
-  .scale li .track { grid-column: 1 / -1; grid-row: 2; height: 1.5rem; }
-  .scale .ends { grid-template-columns: 1fr; }
+  .wide .panels, .two { grid-template-columns: minmax(0, 1fr); }
+  .scale li { grid-template-columns: 1fr auto; padding: 0.2rem 0; }
+  .scale li .track { grid-column: 1 / -1; grid-row: 2; height: 1.4rem; }
+  .scale .ends { grid-template-columns: minmax(0, 1fr); }
   .scale .ends > span { display: none; }
+  #arms table { min-width: 52rem; }
+  #arms tbody th[scope=row] { position: sticky; left: 0; background: var(--page); width: 9.5rem; }
   .latents summary { grid-template-columns: 1fr; gap: 0.25rem; }
   .bits { text-align: left; max-width: 15rem; }
   .inside { padding-left: 0; }
   table.examples, table.examples tbody, table.examples tr { display: block; }
   table.examples thead { display: none; }
-  table.examples tr { display: flex; flex-wrap: wrap; gap: 0 1rem; padding: 0.5rem 0; border-bottom: 1px dotted var(--rule); }
+  table.examples tr { display: flex; flex-wrap: wrap; gap: 0 1rem; padding: 0.5rem 0;
+    border-bottom: 1px dotted var(--rule); }
   table.examples td { padding: 0; }
   table.examples td.n::before { content: attr(data-name) " "; color: var(--muted); }
-  table.examples td.text { padding: 0.2rem 0 0; }
+  table.examples td.text { padding: 0; width: auto; text-align: left; }
+  table.examples td.text.before { flex-basis: 100%; }
 }
 @media print {
   :root { color-scheme: light; --page: #fff; }

@@ -4,7 +4,7 @@ In: `results.json`'s headline and rows, and `Facts`. Out: strings. Invariant: a 
 compared with, and a share that could not be given is said to be missing, with the reason.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nlrewrite.report.facts import Facts
@@ -29,6 +29,8 @@ ARMS: dict[str, tuple[str, str]] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "Ends of the scale": ("original", "coder", "no_skip", "mean", "zero", "mlp_mean", "mlp_zero"),
     "Controls": ("shuffled", "token_lookup", "bigram_lookup", "oracle"),
+    "Rewritten in sentences": ("rewritten",),
+    "Others": (),
 }
 INFORMATION = {
     "maximum": "each latent's largest activation",
@@ -122,14 +124,52 @@ def carried(headline: Mapping[str, Any], facts: Facts) -> str:
     share = headline["coder_share"]
     if share is None:
         return "What share of the site's effect runs through the latents could not be told on this text."
-    rest = "the skip term, the bias and the mean" if facts.coder.get("skip") else "the bias and the mean"
-    said = (
-        f"The latents carry {percent(share)} of what the site does to the loss, measured against its output at its "
-        f"mean; {rest} of the latents do the rest and are kept as they are."
-    )
     if headline["gap_closed"] is None:
-        return said
-    return f"{said} Of the site's whole effect, the sentences therefore account for {percent(share * headline['gap_closed'])}."
+        return (
+            f"The latents carry about {percent(share)} of what the site does to the loss, measured against its output "
+            f"at its mean. On this text that cannot be told from nothing, so there is no gap to close."
+        )
+    rest = "the skip term, the bias and the mean" if facts.coder.get("skip") else "the bias and the mean"
+    return (
+        f"The latents carry {percent(share)} of what the site does to the loss, measured against its output at its "
+        f"mean; {rest} of the latents do the rest and are kept as they are. Of the site's whole effect, the sentences "
+        f"therefore account for {percent(share * headline['gap_closed'])}."
+    )
+
+
+def as_training(shares: Sequence[Mapping[str, Any]]) -> str:
+    """The loss told as training: how far the subject itself had come when it was as good."""
+    known = {str(each["arm"]): each for each in shares}
+    if "rewritten" not in known:
+        return ""
+    beside = [
+        f"{name} {_share_of_training(known[arm])}"
+        for arm, name in (
+            ("coder", "the coder"),
+            ("mean", "every latent at its mean"),
+            ("mlp_mean", "the site at its mean"),
+        )
+        if arm in known
+    ]
+    return (
+        f"As good as the rewritten model, the subject itself was after {_share_of_training(known['rewritten'])} of its "
+        f"training steps" + (f" ({', '.join(beside)})." if beside else ".")
+    )
+
+
+def _share_of_training(share: Mapping[str, Any]) -> str:
+    bound = {"above": "all or more", "below": "less than the first checkpoint's"}.get(str(share["censored"]))
+    return bound or f"{percent(share['share'])} {percent_interval(share['low'], share['high'])}"
+
+
+def language(facts: Facts) -> str:
+    """How to read the sentences."""
+    if not facts.explain.get("max_quotes"):
+        return ""
+    return (
+        "In the sentences, a number in brackets is the strength, of 9, of a token, or what a condition adds to it; a "
+        "level below 1 is silence. “Right after” means the token before, and a quoted blank is part of the token."
+    )
 
 
 def caveats(facts: Facts, headline: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
@@ -141,7 +181,8 @@ def caveats(facts: Facts, headline: Mapping[str, Any], row: Mapping[str, Any]) -
         said.append(
             f"The model is tiny: {count(parameters)} parameters trained here, with a held-out loss of "
             f"{number(facts.training['held_out_loss'], 2)} nats where counting tokens alone gives "
-            f"{number(facts.training['unigram_entropy'], 2)}. Nothing here says how the result carries over to large ones."
+            f"{number(facts.training['unigram_entropy'], 2)}. Nothing here says how the result carries over to large "
+            f"ones."
         )
     said.append(
         f"The loss is measured on {count(row['n_contexts'])} tokens of {count(row['n_documents'])} groups of documents "
@@ -161,10 +202,35 @@ def caveats(facts: Facts, headline: Mapping[str, Any], row: Mapping[str, Any]) -
     missing = facts.latents - facts.sentences
     if missing:
         said.append(
-            f"{many(missing, 'latent')} of {count(facts.latents)} have no readable sentence. They are set to their mean "
-            f"in the rewritten arm, and count as not explained."
+            f"{many(missing, 'latent')} of {count(facts.latents)} have no readable sentence. They are set to their "
+            f"mean in the rewritten arm, and count as not explained."
         )
     return said
+
+
+# -- method -----------------------------------------------------------------------------------------------------------
+
+
+def method(facts: Facts, site: str) -> list[str]:
+    """What was done, in three paragraphs."""
+    coder, trained = facts.coder, facts.coder_training
+    kind = "sparse autoencoder" if facts.site["kind"] != "mlp" else "skip transcoder" if coder["skip"] else "transcoder"
+    reads = "reconstructs it" if facts.site["kind"] != "mlp" else "reads its input and predicts its output"
+    return [
+        f"At one hookpoint, {facts.place} ({site}), a {kind} with {count(coder['width'])} latents, {coder['k']} of "
+        f"them active on a token, {reads}; it leaves {percent(trained['fvu'])} of the variance unexplained, and "
+        f"{percent(trained['live_share'])} of its latents are live. Site, width and k come from the spec; nothing "
+        f"measured on this page chose them.",
+        "For every latent an explainer looks at where it is active on the explain split and writes a sentence. A "
+        "simulator then reads that sentence and the text up to a token, and answers with a distribution over the "
+        "digits 0 to 9: how active the latent should be there. A calibrator, fitted on the calibrate split, turns digits into "
+        "activations. Those activations take the place of the coder's encoder; its decoder and the rest of the model "
+        "stay as they are, and the loss on the report split says what was lost.",
+        f"The simulator sees at most {facts.simulate['window']} tokens. A sentence holds at most "
+        f"{facts.explain['max_words']} words and {facts.explain['max_quotes']} quoted tokens. Detection asks in which "
+        f"windows a latent is active at all, fuzzing whether a marked token is one of its own; both are F1 scores on "
+        f"balanced draws, while MCC, AUPRC, sensitivity and specificity are counted at natural prevalence.",
+    ]
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -184,7 +250,4 @@ def arm_name(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def group_of(row: Mapping[str, Any]) -> str:
-    for group, names in GROUPS.items():
-        if row["arm"] in names:
-            return group
-    return "Rewritten in sentences" if row["arm"] == "rewritten" else "Others"
+    return next((group for group, names in GROUPS.items() if row["arm"] in names), "Others")
