@@ -40,9 +40,10 @@ def cells(simulated: Simulated, truth_PL: sparse.csr_matrix, rows_P: np.ndarray 
         truth_PL, count = sparse.csr_matrix(kept), int(rows_P.sum())
         truth_PL.eliminate_zeros()
     else:
-        count = truth_PL.shape[0]
-    latents = truth_PL.shape[1]
-    true = np.asarray(truth_PL[simulated.position, simulated.latent]).ravel()
+        count = truth_PL.get_shape()[0]
+    latents = truth_PL.get_shape()[1]
+    pairs = simulated.position, simulated.latent
+    true = np.asarray(truth_PL[pairs]).ravel() if len(simulated.position) else np.zeros(0, dtype=np.float32)
     cell = simulated.latent.astype(np.int64) * DIGITS + simulated.level
 
     def table(weights: np.ndarray | None) -> np.ndarray:

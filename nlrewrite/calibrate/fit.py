@@ -9,6 +9,7 @@ document.
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,20 +74,25 @@ def build(spec: CalibrateSpec, inputs: dict[str, Folder], out: Path, running: "R
     fitting = fitting_on(inputs["simulation"], inputs["activations"], inputs["explain"], coder.latents)
     folds_P = folds(where, spec)
     dec_LE = coder.dec_LE.numpy()
-    rows, tables = [], {}
+    if all(name.endswith(ON_PROMPT) for name in spec.calibrators):
+        raise SettingError(
+            f"calibrate.calibrators needs one that does not look at the report split, for one is chosen before: there "
+            f"is {', '.join(spec.calibrators)}. Add hurdle to --set calibrate.calibrators"
+        )
+    rows, tables, errors = [], {}, []
     with running.progress.stage("calibrate", len(spec.calibrators)) as advance:
         for name in spec.calibrators:
             fitted = fit(name, fitting, folds_P)
             error = None if name.endswith(ON_PROMPT) else cross_fitted_error(name, fitting, folds_P, dec_LE)
+            errors.append(error)
             tables[name] = fitted.values_LZ.astype(np.float32)
             rows.append({"calibrator": name, "information": fitted.information, "cross_fitted_error": error})
             advance(1)
-    eligible = [row for row in rows if row["cross_fitted_error"] is not None]
-    chosen = min(eligible, key=lambda row: row["cross_fitted_error"])["calibrator"]
+    chosen = min((error, at) for at, error in enumerate(errors) if error is not None)[1]
     save_file(tables, out / CALIBRATORS)
     summary = {
         "calibrators": rows,
-        "chosen": chosen,
+        "chosen": spec.calibrators[chosen],
         "mean_ablation_error": mean_ablation_error(fitting, folds_P, dec_LE),
         "unexplained": int((~fitting.simulated.explained).sum()),
     }
@@ -176,13 +182,13 @@ def folds(where: Positions, spec: CalibrateSpec) -> np.ndarray:
     return fold_of_group[np.searchsorted(groups, where.group)]
 
 
-def _error(predict, fitting: Fitting, folds_P: np.ndarray, dec_LE: np.ndarray) -> float:  # type: ignore[no-untyped-def]
+def _error(predict: Callable[[np.ndarray], Codes], fitting: Fitting, folds_P: np.ndarray, dec_LE: np.ndarray) -> float:
+    """Mean squared error of what `predict` makes of each fold, which it is given as a mask."""
     total = 0.0
     for fold in np.unique(folds_P):
         held = folds_P == fold
-        predicted: Codes = predict(held)
         rows = np.flatnonzero(held)
-        written = predicted.output(rows, dec_LE) - fitting.truth_PL[rows] @ dec_LE
+        written = predict(held).output(rows, dec_LE) - fitting.truth_PL[rows] @ dec_LE
         total += float(np.square(written).sum())
     return total / len(folds_P)
 

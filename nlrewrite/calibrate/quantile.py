@@ -10,7 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 
 TYPES = tuple(range(1, 10))
-_ALPHA_BETA = {4: (0.0, 1.0), 5: (0.5, 0.5), 6: (0.0, 0.0), 7: (1.0, 1.0), 8: (1 / 3, 1 / 3), 9: (3 / 8, 3 / 8)}
+_ALPHA_BETA = {
+    1: (0.0, 1.0),
+    2: (0.5, 0.5),
+    3: (0.0, 1.0),
+    4: (0.0, 1.0),
+    5: (0.5, 0.5),
+    6: (0.0, 0.0),
+    7: (1.0, 1.0),
+    8: (1 / 3, 1 / 3),
+    9: (3 / 8, 3 / 8),
+}
 
 
 @dataclass(frozen=True)
@@ -38,8 +48,12 @@ def fit(said_Z: np.ndarray, target: Sample, type_: int) -> np.ndarray:
 
 
 def plotting_position(rank: np.ndarray, count: float, type_: int) -> np.ndarray:
-    """Where in 0..1 a rank stands. Types 1 to 3 are steps of the empirical distribution: rank / count."""
-    alpha, beta = _ALPHA_BETA.get(type_, (0.0, 1.0))
+    """Where in 0..1 a rank stands, such that the quantile of the position of a whole rank is that rank's value.
+
+    Types 1 to 3 are steps of the empirical distribution: they are read where it is that value, at rank / count or, as
+    type 2 takes the middle there, half a rank before.
+    """
+    alpha, beta = _ALPHA_BETA[type_]
     return np.clip((rank - alpha) / (count + 1 - alpha - beta), 0.0, 1.0)
 
 

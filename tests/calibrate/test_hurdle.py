@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+
+from nlrewrite.calibrate import hurdle
+from nlrewrite.calibrate.cells import Cells
+from nlrewrite.seeds import generator
+
+
+def one_level(level: int, said: float, active: list[float], total: list[float]) -> Cells:
+    table = np.zeros((3, len(active), 10))
+    table[0, :, level] = said
+    table[1, :, level] = active
+    table[2, :, level] = total
+    return Cells(*table)
+
+
+@pytest.mark.parametrize("strength", hurdle.STRENGTHS)
+def test_a_constant_score_returns_the_mean_and_not_zero(strength: float) -> None:
+    alone = hurdle.fit(one_level(0, 1000, [30], [12.0]), strength)
+    assert alone[0, 0] == pytest.approx(0.012)
+    alike = hurdle.fit(one_level(0, 1000, [30, 50, 10], [12.0, 20.0, 4.0]), strength)
+    assert alike[:, 0] == pytest.approx([0.012, 0.02, 0.004])
+    loud = hurdle.fit(one_level(7, 1000, [30, 30], [12.0, 12.0]), strength)
+    assert loud[:, 7] == pytest.approx([0.012, 0.012])
+
+
+def test_a_constant_score_of_unlike_latents_returns_about_the_mean() -> None:
+    found = hurdle.fit(one_level(0, 10_000, [300, 500, 100], [600.0, 50.0, 40.0]), 32.0)
+    assert found[:, 0] == pytest.approx([0.06, 0.005, 0.004], rel=0.02)
+
+
+def test_a_latent_that_is_never_active_gets_zero_and_no_nan() -> None:
+    draws = generator(0, "never active")
+    said = draws.integers(0, 20, (3, 10)).astype(float)
+    said[:, 0] = 5000
+    active = np.minimum(said, draws.integers(0, 5, (3, 10)))
+    active[1] = 0
+    values = hurdle.fit(Cells(said, active, active * 0.5), 4.0)
+    assert np.isfinite(values).all()
+    assert values[1, 0] == 0
+    nothing = hurdle.fit(Cells(said, 0 * active, 0 * active), 4.0)
+    assert nothing == pytest.approx(np.zeros((3, 10)), abs=1e-12)
+
+
+def test_one_positive_is_drawn_towards_the_others() -> None:
+    said, active, total = np.zeros((3, 2, 10))
+    said[:, 0], said[:, 5] = 1000, 100
+    active[0, 5], total[0, 5] = 50, 25.0
+    active[1, 5], total[1, 5] = 1, 2.0
+    values = hurdle.fit(Cells(said, active, total), 8.0)
+    assert np.isfinite(values).all()
+    assert 0.02 < values[1, 5] < 0.51
+    assert values[0, 5] == pytest.approx(0.25, rel=0.15)
+
+
+def test_with_many_cases_it_is_the_conditional_mean() -> None:
+    draws = generator(0, "many")
+    rate, size = draws.random((4, 10)), 0.1 + draws.random((4, 10))
+    said = np.full((4, 10), 1e7)
+    values = hurdle.fit(Cells(said, said * rate, said * rate * size), 32.0)
+    assert values == pytest.approx(rate * size, rel=1e-3)
+
+
+def test_a_level_never_said_gets_the_pooled_value() -> None:
+    said, active, total = np.zeros((3, 2, 10))
+    said[:, 0] = 1000
+    said[0, 5], active[0, 5], total[0, 5] = 1000, 500, 100.0
+    active[1, 0], total[1, 0] = 100, 20.0
+    values = hurdle.fit(Cells(said, active, total), 2.0)
+    assert values[1, 5] == pytest.approx(0.5 * 0.2, rel=0.01)
+
+
+def test_the_order_of_latents_does_not_matter() -> None:
+    draws = generator(0, "order")
+    said = draws.integers(1, 50, (6, 10)).astype(float)
+    active = np.minimum(said, draws.integers(0, 20, (6, 10)))
+    cells = Cells(said, active, active * draws.random((6, 10)))
+    order = draws.permutation(6)
+    moved = Cells(said[order], active[order], cells.total[order])
+    assert hurdle.fit(moved, 4.0) == pytest.approx(hurdle.fit(cells, 4.0)[order])
+
+
+def test_the_strength_fits_how_alike_latents_are() -> None:
+    draws = generator(0, "strength")
+
+    def folds(rate_LZ: np.ndarray) -> list[Cells]:
+        said = np.full(rate_LZ.shape, 30.0)
+        parts = [draws.binomial(30, rate_LZ).astype(float) for _ in range(2)]
+        return [Cells(said, active, active) for active in parts]
+
+    alike = np.full((200, 10), 0.3)
+    assert hurdle.best_strength(folds(alike)) == max(hurdle.STRENGTHS)
+    unlike = draws.choice([0.02, 0.98], (200, 10))
+    assert hurdle.best_strength(folds(unlike)) == min(hurdle.STRENGTHS)
