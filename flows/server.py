@@ -199,7 +199,7 @@ def _start(home: Path, port: int | None) -> Server:
         raise SettingError(f"port {port} is taken by another program. Choose another: make ui PORT={port + 1}")
     environment = {**os.environ, "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api"}
     (home / "server.json").unlink(missing_ok=True)
-    with open(home / "server.log", "ab") as log:
+    with open(home / "server.log", "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.server", "become", "--port", str(port)],
             cwd=ROOT,

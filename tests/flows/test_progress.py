@@ -28,12 +28,17 @@ def _artifacts(client: SyncPrefectClient, key: str) -> list[dict[str, object]]:
 
 
 def test_a_lasting_stage_leaves_one_full_artifact_of_its_task(client: SyncPrefectClient) -> None:
-    assert flow(work.fn)(0.0, "Train the coder (k=4)") == 4
+    @flow
+    def working() -> int:
+        return work(0.0, "Train the coder (k=4)")
+
+    assert working() == 4
     (found,) = _artifacts(client, "progress-train-the-coder-k-4")
     assert found["type"] == "progress"
     assert json.loads(str(found["data"])) == 100.0
     assert found["description"] == "Train the coder (k=4): 4 of 4, loss 4"
     assert found["flow_run_id"]
+    assert found["task_run_id"]
 
 
 def test_a_short_stage_leaves_none(client: SyncPrefectClient) -> None:
@@ -42,9 +47,13 @@ def test_a_short_stage_leaves_none(client: SyncPrefectClient) -> None:
 
 
 def test_shows_the_same_beside_it(api: str) -> None:
+    @flow
+    def working() -> int:
+        return work(60.0, "on the terminal")
+
     seen = Seen()
     with beside(seen):
-        flow(work.fn)(60.0, "on the terminal")
+        working()
     assert seen.told == [("on the terminal", 4, step, f"loss {step}") for step in (1, 2, 3, 4)]
 
 
