@@ -49,7 +49,10 @@ def test_one_positive_is_drawn_towards_the_others() -> None:
     active[1, 5], total[1, 5] = 1, 2.0
     values = hurdle.fit(Cells(said, active, total), 8.0)
     assert np.isfinite(values).all()
-    assert 0.02 < values[1, 5] < 0.51
+    shared = hurdle.fit(Cells(said, active, total), 1e9)[1, 5]
+    away = [abs(hurdle.fit(Cells(said, active, total), strength)[1, 5] - shared) for strength in (8.0, 64.0, 512.0)]
+    assert away == sorted(away, reverse=True)
+    assert away[0] > 4 * away[2]
     assert values[0, 5] == pytest.approx(0.25, rel=0.15)
 
 
@@ -61,13 +64,23 @@ def test_with_many_cases_it_is_the_conditional_mean() -> None:
     assert values == pytest.approx(rate * size, rel=1e-3)
 
 
-def test_a_level_never_said_gets_the_pooled_value() -> None:
+def test_a_level_never_said_shifts_the_latents_odds_as_it_shifts_the_others() -> None:
     said, active, total = np.zeros((3, 2, 10))
     said[:, 0] = 1000
     said[0, 5], active[0, 5], total[0, 5] = 1000, 500, 100.0
     active[1, 0], total[1, 0] = 100, 20.0
     values = hurdle.fit(Cells(said, active, total), 2.0)
-    assert values[1, 5] == pytest.approx(0.5 * 0.2, rel=0.01)
+    # latent 0: from a quarter to a half, odds times three; latent 1: odds of 1/9 become 1/3
+    assert values[1, 5] == pytest.approx(0.25 * 0.2, rel=0.02)
+
+
+def test_levels_without_information_leave_a_loud_latent_among_quiet_ones_at_its_mean() -> None:
+    draws = generator(0, "loud")
+    rate = np.array([0.9, *np.full(200, 0.01)])
+    said = np.concatenate([np.full((201, 1), 5000.0), draws.integers(1, 6, (201, 9))], axis=1)
+    active = draws.binomial(said.astype(int), rate[:, None]).astype(float)
+    values = hurdle.fit(Cells(said, active, active * 2.0), 32.0)
+    assert values[0] == pytest.approx(np.full(10, 1.8), rel=0.2)
 
 
 def test_the_order_of_latents_does_not_matter() -> None:
