@@ -30,7 +30,7 @@ def write_latents(grouped: "ByLatent", total: int, latents: int, out: Path) -> N
     sums, squares = _sums(grouped, grouped.value), _sums(grouped, grouped.value.astype(np.float64) ** 2)
     largest = np.zeros(latents, dtype=np.float32)
     quantiles = np.zeros((latents, len(QUANTILES)), dtype=np.float32)
-    for latent in np.flatnonzero(counts):
+    for latent in np.flatnonzero(counts).tolist():
         values = grouped.of(latent)[1]
         largest[latent] = values.max()
         quantiles[latent] = np.quantile(values, QUANTILES)

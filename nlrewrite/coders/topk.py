@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from nlrewrite.errors import CorruptArtifact
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 WEIGHTS = "coder.safetensors"

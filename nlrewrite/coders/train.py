@@ -13,6 +13,7 @@ import numpy as np
 
 from nlrewrite.artifacts import Folder
 from nlrewrite.coders import topk
+from nlrewrite.errors import SettingError
 from nlrewrite.seeds import generator, torch_generator
 from nlrewrite.specs import CoderSpec
 from nlrewrite.subject import load, sites
@@ -120,29 +121,33 @@ class _Activations:
         self._model, self._located, self._stream_N = model, located, stream_N
         self._windows = generator(spec.seed, "coder", "windows")
         self._mixing = torch_generator(spec.seed, "coder", "mixing")
-        self._rows = max(1, batch_tokens // CONTEXT)
-        self._x: Tensor | None = None
-        self._y: Tensor | None = None
+        self._windows_at_once = max(1, batch_tokens // CONTEXT)
+        self._rows: tuple[Tensor, Tensor] | None = None
         self._at = 0
+        if len(stream_N) <= CONTEXT:
+            raise SettingError(
+                f"the text is too short to train a coder on: the train split has {len(stream_N)} tokens, a window has "
+                f"{CONTEXT}. Give more text"
+            )
 
     def next(self, count: int) -> "tuple[Tensor, Tensor]":
-        if self._x is None or self._at + count > len(self._x):
-            self._refill(max(RESERVOIR_TOKENS, count))
-        assert self._x is not None and self._y is not None
+        if self._rows is None or self._at + count > len(self._rows[0]):
+            self._rows, self._at = self._fresh(max(RESERVOIR_TOKENS, count)), 0
+        x_ND, y_NE = self._rows
         rows = slice(self._at, self._at + count)
         self._at += count
-        return self._x[rows], self._y[rows]
+        return x_ND[rows], y_NE[rows]
 
-    def _refill(self, tokens: int) -> None:
+    def _fresh(self, tokens: int) -> "tuple[Tensor, Tensor]":
         import torch
 
         xs, ys, made = [], [], 0
         while made < tokens:
-            starts = self._windows.integers(0, len(self._stream_N) - CONTEXT, self._rows)
+            starts = self._windows.integers(0, len(self._stream_N) - CONTEXT, self._windows_at_once)
             ids = torch.from_numpy(self._stream_N[starts[:, None] + np.arange(CONTEXT)].astype(np.int64))
             record = sites.activations_upto(self._model, self._located, ids)
             xs.append(record.x.flatten(0, 1))
             ys.append(record.y.flatten(0, 1))
             made += ids.numel()
         order = torch.randperm(made, generator=self._mixing)
-        self._x, self._y, self._at = torch.cat(xs)[order], torch.cat(ys)[order], 0
+        return torch.cat(xs)[order], torch.cat(ys)[order]

@@ -6,7 +6,7 @@ among predicted values, so that it cannot evict a true one.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -134,50 +134,80 @@ def arms(
     y_mean_E: Tensor,
 ) -> list[Arm]:
     writer = Writer(coder, sources.truth)
-    latents = coder.latents
-    chosen, chosen_codes = sources.rewritten[sources.chosen]
     out: list[Arm] = []
-
-    def rewritten(calibrated: Calibrated, arm: str, **more: object) -> Key:
-        fields = {"simulator": "rules", "explanation": "rules", "calibrator": calibrated.name}
-        return Key(arm, site, information=calibrated.information, **{**fields, **more})  # type: ignore[arg-type]
-
     for position in spec.positions:
-        whole = {"site": site, "position": position}
-
-        def add(name: str, write: Write | None, count: int = latents, **more: object) -> None:
-            out.append(Arm(Key(name, **{**whole, **more}), write, count))  # type: ignore[arg-type]  # noqa: B023
-
-        add("original", None, 0, fraction=0.0)
-        add("coder", writer.latents(sources.truth), 0, fraction=0.0)
-        add("mean", writer.latents(sources.mean))
-        add("zero", writer.latents(sources.zero))
-        add("mlp_mean", lambda rows, x, y: y_mean_E.expand(len(rows), -1))
-        add("mlp_zero", lambda rows, x, y: torch.zeros_like(y))
-        if coder.skip_ED is not None:
-            add("no_skip", writer.no_skip(x_mean_D), 0, fraction=0.0)
-        add("token_lookup", writer.latents(sources.token_lookup), information="paired")
-        add("bigram_lookup", writer.latents(sources.bigram_lookup), information="paired")
-        add("oracle", writer.latents(sources.oracle), simulator="oracle mask", calibrator="mean magnitude")
-        for calibrated, codes in sources.rewritten.values():
-            out.append(Arm(rewritten(calibrated, "rewritten", position=position), writer.latents(codes), latents))
-        calibrated, codes = sources.shuffled
-        key = rewritten(calibrated, "shuffled", position=position, explanation="shuffled")
-        out.append(Arm(key, writer.latents(codes), latents))
-        for most, (calibrated, codes) in sources.lengths.items():
-            key = rewritten(calibrated, "rewritten", position=position, explanation=f"rules-{most}")
-            out.append(Arm(key, writer.latents(codes), latents))
-        for policy in spec.topk:
-            if policy != "none":
-                rest = sources.mean.constant_L if policy == "deviations" else sources.zero.constant_L
-                kept = Kept(chosen_codes, coder.k, rest)
-                key = rewritten(chosen, "rewritten", position=position, topk=policy)
-                out.append(Arm(key, writer.latents(kept), latents))
-        for subset in subsets(spec, score_L):
-            part = {"selection": subset.selection, "fraction": subset.fraction, "subset_seed": subset.seed}
-            for name, values in (("mean", sources.mean), ("zero", sources.zero), ("rewritten", chosen_codes)):
-                plain = Key(name, **whole, **part)  # type: ignore[arg-type]
-                key = rewritten(chosen, name, position=position, **part) if name == "rewritten" else plain
-                write = writer.latents(values, subset.mask_L)
-                out.append(Arm(key, write, int(subset.mask_L.sum()), subset.compared))
+        out += _reference_arms(Key("", site, position=position), sources, coder, writer, x_mean_D, y_mean_E)
+        out += _rewritten_arms(Key("", site, position=position), spec, sources, coder, writer)
+        out += _partial_arms(Key("", site, position=position), spec, sources, writer, score_L)
     return out
+
+
+def _reference_arms(
+    key: Key, sources: Sources, coder: TopKCoder, writer: Writer, x_mean_D: Tensor, y_mean_E: Tensor
+) -> list[Arm]:
+    """What needs no sentence: the original, the coder, ablations, lookups and the oracle mask."""
+    latents = coder.latents
+    nothing, lookup = replace(key, fraction=0.0), replace(key, information="paired")
+    oracle = replace(key, arm="oracle", simulator="oracle mask", calibrator="mean magnitude")
+    out = [
+        Arm(replace(nothing, arm="original"), None, 0),
+        Arm(replace(nothing, arm="coder"), writer.latents(sources.truth), 0),
+        Arm(replace(key, arm="mean"), writer.latents(sources.mean), latents),
+        Arm(replace(key, arm="zero"), writer.latents(sources.zero), latents),
+        Arm(replace(key, arm="mlp_mean"), lambda rows, x, y: y_mean_E.expand(len(rows), -1), latents),
+        Arm(replace(key, arm="mlp_zero"), lambda rows, x, y: torch.zeros_like(y), latents),
+    ]
+    if coder.skip_ED is not None:
+        out.append(Arm(replace(nothing, arm="no_skip"), writer.no_skip(x_mean_D), 0))
+    return [
+        *out,
+        Arm(replace(lookup, arm="token_lookup"), writer.latents(sources.token_lookup), latents),
+        Arm(replace(lookup, arm="bigram_lookup"), writer.latents(sources.bigram_lookup), latents),
+        Arm(oracle, writer.latents(sources.oracle), latents),
+    ]
+
+
+def _rewritten_arms(key: Key, spec: EvaluateSpec, sources: Sources, coder: TopKCoder, writer: Writer) -> list[Arm]:
+    """All latents by their sentences: every calibrator, the shuffled control, other lengths, other TopK policies."""
+    chosen, chosen_codes = sources.rewritten[sources.chosen]
+    out = [
+        Arm(_by_rules(key, calibrated), writer.latents(codes), coder.latents)
+        for calibrated, codes in sources.rewritten.values()
+    ]
+    calibrated, codes = sources.shuffled
+    control = replace(_by_rules(key, calibrated), arm="shuffled", explanation="shuffled")
+    out.append(Arm(control, writer.latents(codes), coder.latents))
+    for most, (calibrated, codes) in sources.lengths.items():
+        shorter = replace(_by_rules(key, calibrated), explanation=f"rules-{most}")
+        out.append(Arm(shorter, writer.latents(codes), coder.latents))
+    for policy in spec.topk:
+        if policy != "none":
+            rest = sources.mean.constant_L if policy == "deviations" else sources.zero.constant_L
+            kept = Kept(chosen_codes, coder.k, rest)
+            out.append(Arm(replace(_by_rules(key, chosen), topk=policy), writer.latents(kept), coder.latents))
+    return out
+
+
+def _partial_arms(key: Key, spec: EvaluateSpec, sources: Sources, writer: Writer, score_L: np.ndarray) -> Iterator[Arm]:
+    """Some of the latents by their sentences, at their mean or at zero; true values for the others."""
+    chosen, chosen_codes = sources.rewritten[sources.chosen]
+    for subset in subsets(spec, score_L):
+        part = replace(key, selection=subset.selection, fraction=subset.fraction, subset_seed=subset.seed)
+        for named, values in (
+            (replace(part, arm="mean"), sources.mean),
+            (replace(part, arm="zero"), sources.zero),
+            (_by_rules(part, chosen), chosen_codes),
+        ):
+            write = writer.latents(values, subset.mask_L)
+            yield Arm(named, write, int(subset.mask_L.sum()), subset.compared)
+
+
+def _by_rules(key: Key, calibrated: Calibrated) -> Key:
+    return replace(
+        key,
+        arm="rewritten",
+        simulator="rules",
+        explanation="rules",
+        calibrator=calibrated.name,
+        information=calibrated.information,
+    )

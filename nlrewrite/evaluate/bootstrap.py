@@ -55,7 +55,11 @@ class Resampled:
 
 
 def resample(sums_GA: np.ndarray, counts_G: np.ndarray, resamples: int, draws: np.random.Generator) -> Resampled:
-    """Groups drawn with replacement; each resample's mean is its summed loss over its summed positions."""
+    """Groups drawn with replacement; each resample's mean is its summed loss over its summed positions.
+
+    Groups without positions are left out: there is nothing of them to draw.
+    """
+    sums_GA, counts_G = sums_GA[counts_G > 0], counts_G[counts_G > 0]
     groups = len(counts_G)
     weights_RG = draws.multinomial(groups, np.full(groups, 1 / groups), size=resamples).astype(np.float64)
     means_RA = (weights_RG @ sums_GA) / (weights_RG @ counts_G)[:, None]

@@ -19,10 +19,11 @@ from nlrewrite.activations.statistics import read_latents, write_table
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate.cells import cells
 from nlrewrite.calibrate.fit import ON_PROMPT, Calibrated, fit, fitting_on, read_calibrated
+from nlrewrite.errors import SettingError
 from nlrewrite.evaluate import bootstrap, equivalent, lookup
 from nlrewrite.evaluate.arms import Arm, Sources, arms
 from nlrewrite.evaluate.codes import Codes, constant_codes, oracle_codes, true_codes
-from nlrewrite.evaluate.losses import Losses, losses
+from nlrewrite.evaluate.losses import Losses, Where, Write, losses
 from nlrewrite.score import measures
 from nlrewrite.score.build import read_scores
 from nlrewrite.seeds import generator
@@ -52,7 +53,9 @@ def build(spec: EvaluateSpec, inputs: dict[str, Folder], out: Path, running: "Ru
     score_L = read_scores(inputs["scores"])["detection_f1"].to_numpy()
     x_mean, y_mean = site_means(model, located, read_windows(inputs["tokens"], "calibrate"), batch_tokens)
     planned = arms(spec, sources, coder, located.name, score_L, x_mean, y_mean)
-    writes = {str(index): (arm.key.position, arm.write) for index, arm in enumerate(planned)}
+    writes: dict[str, tuple[Where, Write | None]] = {
+        str(index): (arm.key.position, arm.write) for index, arm in enumerate(planned)
+    }
     measured = losses(model, located, windows, writes, batch_tokens, running.progress)
     unexplained = int((~simulation.read(inputs["simulation"]).explained).sum())
     sums, rows = summarise(spec, planned, measured, where, windows, unexplained)
@@ -68,14 +71,12 @@ def gather(inputs: dict[str, Folder], where: Positions, dec_LE: np.ndarray, voca
     """The values that arms write, each fitted on the splits that it may see."""
     latents = len(dec_LE)
     seen = {
-        split: lookup.Seen(
-            positions(read_windows(inputs["tokens"], split)), true_codes(read(inputs[split]), latents)
-        )
+        split: lookup.Seen(positions(read_windows(inputs["tokens"], split)), true_codes(read(inputs[split]), latents))
         for split in ("explain", "calibrate")
     }
     fitted = list(seen.values())
-    total = sum(np.asarray(each.truth.extra_PL.sum(0)).ravel() for each in fitted)
-    often = sum(each.truth.extra_PL.getnnz(axis=0) for each in fitted)
+    total = np.sum([np.asarray(each.truth.extra_PL.sum(0)).ravel() for each in fitted], axis=0)
+    often = np.sum([each.truth.extra_PL.getnnz(axis=0) for each in fitted], axis=0)
     mean_L = total / sum(len(each.where) for each in fitted)
     token, bigram = lookup.best_strengths(seen["explain"], seen["calibrate"], vocabulary, dec_LE)
 
@@ -83,7 +84,8 @@ def gather(inputs: dict[str, Folder], where: Positions, dec_LE: np.ndarray, voca
     simulated = simulation.read(inputs["simulation"])
     calibrators, chosen = read_calibrated(inputs["calibration"])
     on_report = fitting_on(inputs["simulation"], inputs["report"], inputs["report"], latents)
-    calibrators[ON_PROMPT_CALIBRATOR] = fit(ON_PROMPT_CALIBRATOR, on_report, np.zeros(count, dtype=np.int64))
+    for name in {ON_PROMPT_CALIBRATOR, *(name for name in calibrators if name.endswith(ON_PROMPT))}:
+        calibrators[name] = fit(name, on_report, np.zeros(count, dtype=np.int64))
     shuffled, _ = read_calibrated(inputs["calibration-shuffled"])
     control = shuffled[chosen]
     active = read(inputs["report"])
@@ -91,7 +93,7 @@ def gather(inputs: dict[str, Folder], where: Positions, dec_LE: np.ndarray, voca
         truth=true_codes(active, latents),
         mean=constant_codes(mean_L, count),
         zero=constant_codes(np.zeros(latents), count),
-        oracle=oracle_codes(active, np.asarray(total) / np.maximum(often, 1)),
+        oracle=oracle_codes(active, total / np.maximum(often, 1)),
         token_lookup=lookup.token_lookup(fitted, where, vocabulary, token),
         bigram_lookup=lookup.bigram_lookup(fitted, where, vocabulary, bigram, token),
         rewritten={
@@ -126,13 +128,16 @@ def site_means(
     model: "nn.Module", located: sites.Located, windows: Windows, batch_tokens: int
 ) -> "tuple[Tensor, Tensor]":
     """Mean input and mean output of the site over all positions."""
-    x_sum, y_sum, count = 0.0, 0.0, 0
+    import torch
+
+    sums: list[tuple[Tensor, Tensor]] = []
     for rows in batches(windows, batch_tokens):
         part = windows[rows]
         record = sites.activations_upto(model, located, padded(part))
-        x_sum, y_sum = x_sum + record.x[inside(part)].sum(0), y_sum + record.y[inside(part)].sum(0)
-        count += int(part.lengths.sum())
-    return x_sum / count, y_sum / count  # type: ignore[return-value]
+        sums.append((record.x[inside(part)].sum(0), record.y[inside(part)].sum(0)))
+    count = int(windows.lengths.sum())
+    x_sum, y_sum = (torch.stack(each).sum(0) for each in zip(*sums, strict=True))
+    return x_sum / count, y_sum / count
 
 
 def summarise(
@@ -150,6 +155,11 @@ def summarise(
         of_position = [index for index, arm in enumerate(planned) if arm.key.position == position]
         base = next(index for index in of_position if planned[index].key.arm == "original")
         kept = measured[str(base)].ce >= spec.least_base_loss
+        if not kept.any():
+            raise SettingError(
+                f"some prompt must have a base loss of evaluate.least_base_loss: it is {spec.least_base_loss:g}, and "
+                f"the highest is {measured[str(base)].ce.max():.3g}. Lower --set evaluate.least_base_loss"
+            )
         window = (where.window if position == "all" else np.arange(len(windows)))[kept]
         counts = np.bincount(window, minlength=len(windows))
         ce, kl = (
@@ -171,7 +181,7 @@ def summarise(
         groups, of_window = np.unique(windows.group, return_inverse=True)
         gather_GW = np.zeros((len(groups), len(windows)))
         gather_GW[of_window, np.arange(len(windows))] = 1
-        figures = [
+        in_ce, in_kl = (
             bootstrap.resample(
                 gather_GW @ sums.T,
                 gather_GW @ counts,
@@ -179,8 +189,8 @@ def summarise(
                 generator(spec.seed, "evaluate", "bootstrap", position),  # the same documents for both figures
             )
             for sums in (ce, kl)
-        ]
-        rows += _figures(planned, of_position, *figures, counts, windows, unexplained)
+        )
+        rows += _figures(planned, of_position, in_ce, in_kl, counts, windows, unexplained)
     return {name: np.concatenate(parts) for name, parts in columns.items()}, rows
 
 
@@ -195,9 +205,7 @@ def _figures(
 ) -> list[dict[str, object]]:
     place = {index: at for at, index in enumerate(indices)}
     named = {planned[index].key.arm: place[index] for index in indices if planned[index].key.selection == "all"}
-    means = {
-        planned[index].compared: place[index] for index in indices if planned[index].key.arm == "mean"
-    }
+    means = {planned[index].compared: place[index] for index in indices if planned[index].key.arm == "mean"}
     original, coder, token = named["original"], named["coder"], named["token_lookup"]
     rows = []
     for index in indices:
@@ -324,12 +332,16 @@ def _write_latents(inputs: dict[str, Folder], sources: Sources, dec_LE: np.ndarr
         "energy": energy,
         "sensitivity_raw": measures.sensitivity(counted.active),
         "specificity_raw": measures.specificity(counted.said, counted.active),
-        "sensitivity_quantile": np.where(counted.active.sum(1) > 0, found / np.maximum(counted.active.sum(1), 1), np.nan),
+        "sensitivity_quantile": np.where(
+            counted.active.sum(1) > 0, found / np.maximum(counted.active.sum(1), 1), np.nan
+        ),
         "specificity_quantile": refused / np.maximum(silent.sum(1), 1),
     }
     write_table(columns, out / "latents.parquet")
     drawn: dict[str, Calibrated] = {name: each for name, (each, _) in sources.rewritten.items()}
-    (out / "spread.json").write_text(json.dumps(_spread(drawn, chosen.name, counted.said, sources, known["max"].to_numpy())))
+    (out / "spread.json").write_text(
+        json.dumps(_spread(drawn, chosen.name, counted.said, sources, known["max"].to_numpy()))
+    )
 
 
 def _spread(
@@ -345,6 +357,5 @@ def _spread(
         shares[name] = np.histogram(
             (np.maximum(each.values_LZ, 0) / unit[:, None]).ravel(), edges, weights=said_LZ.ravel()
         )[0].tolist()
-    shares["true"][0] = float(truth.shape[0] * truth.shape[1] - sum(shares["true"][1:]))
+    shares["true"][0] = float(np.prod(truth.get_shape()) - sum(shares["true"][1:]))
     return {"edges": edges.tolist(), "chosen": chosen, "counts": shares}
-

@@ -5,6 +5,7 @@ positions. Invariant: every form is linear in the decoder's rows, so "only these
 zero", and predicted and true latents mix by adding two outputs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,11 +61,12 @@ class Lookup:
     def dense(self, rows: np.ndarray) -> np.ndarray:
         return self._rows(self.table_VL, lambda sums: sums.toarray(), rows)
 
-    def _rows(self, table: np.ndarray, write, rows: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
+    def _rows(
+        self, table: np.ndarray, write: Callable[[sparse.csr_matrix], np.ndarray], rows: np.ndarray
+    ) -> np.ndarray:
         keys = self.key_P[rows]
-        if self.sums_UL is None:
+        if self.sums_UL is None or self.back_UV is None or self.weight_U is None:
             return table[keys]
-        assert self.back_UV is not None and self.weight_U is not None
         unique, inverse = np.unique(keys, return_inverse=True)
         merged = write(self.sums_UL[unique]) + self.back_UV[unique] @ table
         return (merged / self.weight_U[unique, None]).astype(np.float32)[inverse]
@@ -72,7 +74,7 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Kept:
-    """The k values that a TopK keeps at each position; the others become what they are compared with."""
+    """The k values that a TopK keeps at each position, first ones first; the others become what it compares with."""
 
     values: Values
     k: int
@@ -84,7 +86,9 @@ class Kept:
         if self.k >= values.shape[1]:
             return values
         least = np.partition(distance, -self.k, axis=1)[:, -self.k, None]
-        return np.where(distance >= least, values, self.rest_L).astype(np.float32)
+        above, tied = distance > least, distance == least
+        kept = above | (tied & (np.cumsum(tied, axis=1) <= self.k - above.sum(1, keepdims=True)))
+        return np.where(kept, values, self.rest_L).astype(np.float32)
 
     def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
         return self.dense(rows) @ dec_LE

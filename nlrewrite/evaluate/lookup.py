@@ -62,10 +62,10 @@ def best_strengths(first: Seen, second: Seen, vocabulary: int, dec_LE: np.ndarra
 
 def sum_rows(fitted: Sequence[Seen], key: np.ndarray, keys: int) -> sparse.csr_matrix:
     """True activations summed by key: [keys, L]."""
-    truth = sparse.vstack([seen.truth.extra_PL for seen in fitted]).tocsr()
+    truth = sparse.csr_matrix(sparse.vstack([seen.truth.extra_PL for seen in fitted]))
     ones = np.ones(len(key), dtype=np.float32)
     gather = sparse.csr_matrix((ones, (key, np.arange(len(key)))), shape=(keys, len(key)))
-    return (gather @ truth).tocsr()
+    return sparse.csr_matrix(gather @ truth)
 
 
 def _token_table(fitted: Sequence[Seen], vocabulary: int, strength: float) -> np.ndarray:

@@ -65,7 +65,9 @@ def losses(
                 patched = original[where] if write is None else batch.log_probabilities(write, rows)
                 parts[name].append(_measure(original[where], patched, labels[flat[rows]]))
             advance(len(part))
-    return {name: Losses(*(np.concatenate(column) for column in zip(*kept, strict=True))) for name, kept in parts.items()}
+    return {
+        name: Losses(*(np.concatenate(column) for column in zip(*kept, strict=True))) for name, kept in parts.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The subject we train ourselves: a small GPT-NeoX with its own byte-level BPE, from a seed, in a fixed number of steps.
+"""The subject we train ourselves: a small GPT-NeoX and its byte-level BPE, from a seed, in a fixed number of steps.
 
 In: the texts of the train split. Out: a Hugging Face folder, log-spaced checkpoints and the training curve.
 Invariant: the result depends on the texts and the spec alone (on one machine and thread count, to the bit), and no
@@ -31,7 +31,9 @@ HELD_OUT_WINDOWS = 64
 def train(spec: TinySubject, texts: Sequence[str], held_out: Sequence[str], out: Path, running: "Running") -> None:
     import torch
     from safetensors.torch import save_file
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     tokenizer = train_tokenizer(texts, spec.vocabulary)
     save_tokenizer(tokenizer, out)
     stream_N = token_stream(tokenizer, texts)
