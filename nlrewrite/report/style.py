@@ -166,7 +166,7 @@ footer h2 { margin-top: 2.6rem; }
 .digests details summary { cursor: pointer; color: var(--link); }
 .digests pre { margin: 0.3rem 0; font: 0.76rem/1.45 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere;
   color: var(--soft); }
-.packages { color: var(--soft); font-size: 0.86rem; max-width: none; margin-top: 1rem; }
+.packages { overflow-wrap: anywhere; color: var(--soft); font-size: 0.86rem; max-width: none; margin-top: 1rem; }
 
 @media (max-width: 46rem) {
   main, header, footer, nav > div { padding-left: 1rem; padding-right: 1rem; }

@@ -223,9 +223,9 @@ def method(facts: Facts, site: str) -> list[str]:
         f"measured on this page chose them.",
         "For every latent an explainer looks at where it is active on the explain split and writes a sentence. A "
         "simulator then reads that sentence and the text up to a token, and answers with a distribution over the "
-        "digits 0 to 9: how active the latent should be there. A calibrator, fitted on the calibrate split, turns digits into "
-        "activations. Those activations take the place of the coder's encoder; its decoder and the rest of the model "
-        "stay as they are, and the loss on the report split says what was lost.",
+        "digits 0 to 9: how active the latent should be there. A calibrator, fitted on the calibrate split, turns "
+        "digits into activations. Those activations take the place of the coder's encoder; its decoder and the rest of "
+        "the model stay as they are, and the loss on the report split says what was lost.",
         f"The simulator sees at most {facts.simulate['window']} tokens. A sentence holds at most "
         f"{facts.explain['max_words']} words and {facts.explain['max_quotes']} quoted tokens. Detection asks in which "
         f"windows a latent is active at all, fuzzing whether a marked token is one of its own; both are F1 scores on "

@@ -1,0 +1,94 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nlrewrite.report import wording
+from nlrewrite.report.facts import Facts
+from nlrewrite.report.page import quoted_row
+from nlrewrite.report.wording import arm_name, beside, carried, caveats, group_of, number, percent, percent_interval
+from tests.report.conftest import Made
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(0.7227, "72%"), (1.0, "100%"), (0.0056, "0.6%"), (-0.0056, "−0.6%"), (0.0001, "0%"), (-0.0001, "0%"), (0, "0%"),
+     (-0.204, "−20%"), (0.0099, "1%"), (1.102, "110%"), (None, "–")],
+)  # fmt: skip
+def test_shares_are_told_in_percent(share: float | None, said: str):
+    assert percent(share) == said
+
+
+def test_numbers_and_intervals():
+    assert (number(0.11891), number(-0.5, 1), number(None)) == ("0.119", "−0.5", "–")
+    assert (percent_interval(-0.001, 0.02), percent_interval(None, None)) == ("[−0.1, 2]", "")
+
+
+def test_the_headline_stands_beside_its_controls(told: Facts, with_gap: dict[str, Any]):
+    headline = with_gap["headline"]
+    said = wording.result(told, headline)
+    assert "72% [70, 74]" in said
+    assert f"{told.sentences} English sentences" in said
+    assert "the MLP of layer 1 of a 2-layer model" in said
+    controls = beside(headline)
+    for figure in ("21%", "94%", "0.6%", "86%"):
+        assert figure in controls
+    assert "51 points [48, 54] above the table of single tokens" in controls
+    assert "22 points [20, 24] below the table of token pairs" in controls
+
+
+def test_what_cannot_be_told_apart_is_not_said_to_be_better(with_gap: dict[str, Any]):
+    unsure = {**with_gap["headline"], "over_token_lookup": {"mean": 0.02, "low": -0.01, "high": 0.05}}
+    assert "not told apart from the table of single tokens (−1 to 5 points)" in beside(unsure)
+
+
+def test_a_share_of_the_site_is_the_product_of_its_parts(told: Facts, with_gap: dict[str, Any]):
+    said = carried(with_gap["headline"], told)
+    assert "carry 77%" in said
+    assert "account for 55%" in said  # 0.77 x 0.72
+
+
+def test_a_missing_gap_is_said_to_be_missing(told: Facts, with_gap: dict[str, Any]):
+    headline = {**with_gap["headline"], "gap_closed": None, "low": None, "high": None}
+    assert "cannot be said" in wording.result(told, headline)
+    assert "%" not in wording.result(told, headline) + beside(headline)
+    assert "no gap to close" in carried(headline, told)
+
+
+def test_the_careful_reader_is_told_what_is_left_out(made: Made, told: Facts, with_gap: dict[str, Any]):
+    headline, row = with_gap["headline"], quoted_row(with_gap)
+    said = " ".join(caveats(told, headline, row))
+    assert "The model is tiny" in said
+    assert f"{row['n_documents']} groups of documents" in said
+    assert "not by a language model" in said
+    few = replace(told, outcomes={"ok": 10, "unexplained": 1}, latents=11)
+    assert "1 latent of 11 have no readable sentence" not in said
+    assert "1 latent of 11" in " ".join(caveats(few, headline, row))
+    complete = replace(told, outcomes={"ok": 11}, latents=11)
+    assert "readable sentence" not in " ".join(caveats(complete, headline, row))
+
+
+def test_training_is_told_with_its_bounds():
+    rewritten = {"arm": "rewritten", "share": 0.68, "low": 0.66, "high": 0.7, "censored": ""}
+    coder = {"arm": "coder", "share": 1.0, "low": 0.99, "high": 1.0, "censored": "above"}
+    said = wording.as_training([coder, rewritten])
+    assert "68% [66, 70] of its training steps" in said
+    assert "the coder all or more" in said
+    assert wording.as_training([coder]) == wording.as_training([]) == ""
+
+
+def test_unknown_arms_keep_their_name():
+    row = {"arm": "one <new> arm", "explanation": "", "topk": "none"}
+    assert arm_name(row) == ("one <new> arm", "")
+    assert group_of(row) == "Others"
+    assert group_of({"arm": "oracle"}) == "Controls"
+
+
+def test_rewritten_arms_are_told_apart():
+    row = {"arm": "rewritten", "explanation": "rules", "topk": "none"}
+    about = {arm_name(row | change)[1] for change in ({}, {"explanation": "rules-4"}, {"topk": "values"})}
+    assert about == {
+        "only sentences and the text are read",
+        "sentences of at most 4 quotes",
+        "only the top k by values are kept",
+    }
