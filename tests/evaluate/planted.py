@@ -1,0 +1,102 @@
+"""A small random subject, coder and activations over windows of several lengths."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from nlrewrite.activations.collect import Active
+from nlrewrite.calibrate.fit import Calibrated
+from nlrewrite.coders.topk import TopKCoder
+from nlrewrite.evaluate.arms import Sources
+from nlrewrite.evaluate.codes import Codes, constant_codes, oracle_codes, true_codes
+from nlrewrite.evaluate.lookup import Seen, bigram_lookup, token_lookup
+from nlrewrite.seeds import generator, torch_generator
+from nlrewrite.specs import Site
+from nlrewrite.subject import sites
+from nlrewrite.text.positions import Positions, positions
+from nlrewrite.text.tokens import Windows
+from tests.subject import small_models
+
+LATENTS, K = 12, 3
+
+
+def windows(lengths: tuple[int, ...] = (9, 4, 12, 7, 12), seed: int = 0) -> Windows:
+    ids = generator(seed, "windows").integers(1, small_models.VOCABULARY, (len(lengths), 13)).astype(np.int32)
+    column = np.arange(len(lengths), dtype=np.int32)
+    return Windows(ids, np.array(lengths, dtype=np.int32), column, column // 2, np.zeros_like(column))
+
+
+@dataclass(frozen=True)
+class Planted:
+    model: torch.nn.Module
+    located: sites.Located
+    coder: TopKCoder
+    windows: Windows
+    where: Positions
+    active: Active
+    x_PD: torch.Tensor
+    y_PE: torch.Tensor
+
+    @property
+    def truth(self) -> Codes:
+        return true_codes(self.active, LATENTS)
+
+
+def coder(seed: int = 0) -> TopKCoder:
+    draws = torch_generator(seed, "coder")
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draws)
+
+    width = small_models.WIDTH
+    return TopKCoder(
+        normal(LATENTS, width),
+        normal(LATENTS),
+        0.3 * normal(LATENTS, width),
+        normal(width),
+        0.1 * normal(width, width),
+        K,
+    )
+
+
+def planted() -> Planted:
+    model = small_models.fresh("gpt_neox").requires_grad_(False)
+    located = sites.locate(model, Site(layer=1))
+    every = windows()
+    inside = torch.arange(12)[None, :] < torch.from_numpy(every.lengths)[:, None]
+    record = sites.activations_upto(model, located, torch.from_numpy(every.tokens[:, :12].astype(np.int64)))
+    made = coder()
+    values, latents = made.encode(record.x[inside])
+    active = Active(latents.numpy().astype(np.int32), values.numpy())
+    return Planted(model, located, made, every, positions(every), active, record.x[inside], record.y[inside])
+
+
+def random_codes(count: int, seed: int = 0, latents: int = LATENTS) -> Codes:
+    draws = generator(seed, "codes")
+    dense = draws.normal(size=(count, latents)) * (draws.random((count, latents)) < 0.3)
+    constant = draws.normal(size=latents).astype(np.float32)
+    return Codes(constant, sparse.csr_matrix(dense.astype(np.float32)))
+
+
+def sources(planted: Planted, truth: Codes | None = None) -> Sources:
+    count, vocabulary = len(planted.where), small_models.VOCABULARY
+    seen = [Seen(planted.where, planted.truth)]
+    calibrated = Calibrated("hurdle", "paired", np.zeros((LATENTS, 10)))
+    mean_L = np.asarray(planted.truth.extra_PL.mean(0)).ravel()
+    return Sources(
+        truth=planted.truth if truth is None else truth,
+        mean=constant_codes(mean_L, count),
+        zero=constant_codes(np.zeros(LATENTS), count),
+        oracle=oracle_codes(planted.active, mean_L),
+        token_lookup=token_lookup(seen, planted.where, vocabulary, 1.0),
+        bigram_lookup=bigram_lookup(seen, planted.where, vocabulary, 1.0, 1.0),
+        rewritten={
+            "hurdle": (calibrated, random_codes(count, seed=1)),
+            "none": (Calibrated("none", "maximum", np.zeros((LATENTS, 10))), random_codes(count, seed=2)),
+        },
+        shuffled=(calibrated, random_codes(count, seed=3)),
+        lengths={2: (calibrated, random_codes(count, seed=4))},
+        chosen="hurdle",
+    )

@@ -1,0 +1,231 @@
+from dataclasses import asdict, replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from nlrewrite.errors import SettingError
+from nlrewrite.evaluate.arms import Arm, Writer, arms, subsets
+from nlrewrite.evaluate.build import summarise
+from nlrewrite.evaluate.losses import Losses, losses
+from nlrewrite.progress import Progress
+from nlrewrite.seeds import generator
+from nlrewrite.specs import EvaluateSpec
+from tests.evaluate.planted import LATENTS, K, Planted, planted, random_codes, sources
+
+KEY = {
+    "arm", "site", "simulator", "explanation", "calibrator", "information", "topk", "selection", "fraction", "position",
+    "subset_seed",
+}  # fmt: skip
+FIGURES = {
+    "n_latents", "n_contexts", "n_documents", "ce", "delta_ce", "delta_ce_low", "delta_ce_high", "kl", "kl_low",
+    "kl_high", "gap_closed", "gap_closed_low", "gap_closed_high", "gap_closed_kl", "eviction_rate",
+}  # fmt: skip
+SPEC = EvaluateSpec(fractions=(0.25, 0.5, 1.0), topk=("none", "values", "deviations"), resamples=200)
+
+
+@pytest.fixture(scope="module")
+def given() -> Planted:
+    return planted()
+
+
+def planned(given: Planted, **changes) -> list[Arm]:
+    score = np.linspace(0, 1, LATENTS)
+    made = replace(sources(given), **changes)
+    return arms(SPEC, made, given.coder, "a site", score, given.x_PD.mean(0), given.y_PE.mean(0))
+
+
+def written(arm: Arm, given: Planted) -> torch.Tensor:
+    assert arm.write is not None
+    return arm.write(np.arange(len(given.where)), given.x_PD, given.y_PE)
+
+
+def find(every: list[Arm], **key) -> Arm:
+    found = [arm for arm in every if all(getattr(arm.key, name) == value for name, value in key.items())]
+    assert len(found) == 1
+    return found[0]
+
+
+def dense(given: Planted, values_PL: np.ndarray) -> torch.Tensor:
+    return given.coder.beside(given.x_PD) + torch.from_numpy(values_PL.astype(np.float32)) @ given.coder.dec_LE
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> None:
+    assert (one - other).abs().max() < 1e-4
+
+
+def test_predicted_and_true_latents_mix_exactly(given: Planted) -> None:
+    every = np.arange(len(given.where))
+    predicted, writer = random_codes(len(every), seed=5), Writer(given.coder, given.truth)
+    truth = given.truth.dense(every)
+    for share in (0.0, 0.4, 1.0):
+        mask = generator(0, "mask").random(LATENTS) < share
+        mixed = np.where(mask, predicted.dense(every), truth)
+        close(writer.latents(predicted, mask)(every, given.x_PD, given.y_PE), dense(given, mixed))
+    values, indices = given.coder.encode(given.x_PD)
+    coder = given.coder.decode(values, indices) + given.coder.beside(given.x_PD)
+    nothing = writer.latents(predicted, np.zeros(LATENTS, dtype=bool))
+    close(nothing(every, given.x_PD, given.y_PE), coder)
+    close(writer.latents(given.truth)(every, given.x_PD, given.y_PE), coder)
+
+
+def test_at_fraction_one_no_true_activation_is_used(given: Planted) -> None:
+    """Another truth changes the coder and what is mixed with it, and nothing else."""
+    here = find(planned(given), arm="coder", position="all")
+    other = planned(given, truth=random_codes(len(given.where), seed=9))
+    for arm, changed in zip(planned(given), other, strict=True):
+        assert arm.key == changed.key
+        if arm.key.arm == "original":
+            continue
+        uses_truth = arm.key.arm in ("coder", "no_skip") or arm.key.selection != "all"
+        assert torch.equal(written(arm, given), written(changed, given)) != uses_truth, arm.key
+    assert here.key.fraction == 0
+
+
+def test_every_arm_writes_what_it_says(given: Planted) -> None:
+    every, all_rows, made = planned(given), np.arange(len(given.where)), sources(given)
+    whole = {"position": "all", "selection": "all", "topk": "none"}
+
+    def values(name: str) -> torch.Tensor:
+        return dense(given, getattr(made, name).dense(all_rows))
+
+    for name in ("mean", "zero", "token_lookup", "bigram_lookup", "oracle"):
+        close(written(find(every, arm=name, **whole), given), values(name))
+    close(written(find(every, arm="zero", **whole), given), given.coder.beside(given.x_PD))
+    close(written(find(every, arm="mlp_mean", **whole), given), given.y_PE.mean(0).expand_as(given.y_PE))
+    assert (written(find(every, arm="mlp_zero", **whole), given) == 0).all()
+    beside = given.coder.beside(given.x_PD.mean(0, keepdim=True))
+    skipless = torch.from_numpy(made.truth.dense(all_rows)) @ given.coder.dec_LE + beside
+    close(written(find(every, arm="no_skip", **whole), given), skipless)
+    for calibrator in ("hurdle", "none"):
+        arm = find(every, arm="rewritten", calibrator=calibrator, explanation="rules", **whole)
+        close(written(arm, given), dense(given, made.rewritten[calibrator][1].dense(all_rows)))
+        assert arm.key.information == made.rewritten[calibrator][0].information
+    close(written(find(every, arm="shuffled", **whole), given), dense(given, made.shuffled[1].dense(all_rows)))
+    shorter = find(every, arm="rewritten", explanation="rules-2", **whole)
+    close(written(shorter, given), dense(given, made.lengths[2][1].dense(all_rows)))
+
+
+@pytest.mark.parametrize(("policy", "rest"), [("values", "zero"), ("deviations", "mean")])
+def test_a_topk_is_taken_among_predicted_values_alone(given: Planted, policy: str, rest: str) -> None:
+    every, made = np.arange(len(given.where)), sources(given)
+    predicted, instead = made.rewritten["hurdle"][1].dense(every), getattr(made, rest).constant_L
+    kept = np.argsort(-np.abs(predicted - instead), axis=1, kind="stable")[:, :K]
+    expected = np.tile(instead, (len(every), 1))
+    np.put_along_axis(expected, kept, np.take_along_axis(predicted, kept, 1), 1)
+    close(written(find(planned(given), topk=policy, position="all"), given), dense(given, expected))
+
+
+def test_subsets_are_nested_seeded_and_of_their_size() -> None:
+    spec = EvaluateSpec(fractions=(0.5, 0.1, 0.75, 1.0, 0.25), subsets=3)
+    score = generator(0, "scores").random(40)
+    score[7] = np.nan
+    found = list(subsets(spec, score))
+    orders = [("top", 0), ("sampled", 0), ("sampled", 1), ("sampled", 2)]
+    assert [(each.selection, each.seed) for each in found[::4]] == orders
+    for start in range(0, len(found), 4):
+        nested = found[start : start + 4]
+        assert [each.fraction for each in nested] == [0.1, 0.25, 0.5, 0.75]
+        assert [each.mask_L.sum() for each in nested] == [4, 10, 20, 30]
+        for smaller, larger in pairwise(nested):
+            assert not (smaller.mask_L & ~larger.mask_L).any()
+    best = np.argsort(-np.nan_to_num(score, nan=-1))[:10]
+    assert sorted(best) == np.flatnonzero(found[1].mask_L).tolist()
+    assert not found[3].mask_L[7]
+    masks = {each.mask_L.tobytes() for each in found[1::4]}
+    assert len(masks) == 4
+    again = list(subsets(spec, score))
+    assert all((one.mask_L == other.mask_L).all() for one, other in zip(found, again, strict=True))
+    other_seed = list(subsets(spec.model_copy(update={"seed": 1}), score))
+    assert (other_seed[4].mask_L != found[4].mask_L).any()
+    assert (other_seed[0].mask_L == found[0].mask_L).all()
+
+
+def test_a_small_fraction_is_at_least_one_latent() -> None:
+    found = list(subsets(EvaluateSpec(fractions=(0.01,), selections=("top",)), np.arange(5.0)))
+    assert found[0].mask_L.tolist() == [False, False, False, False, True]
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(given: Planted):
+    every = planned(given)
+    writes = {str(index): (arm.key.position, arm.write) for index, arm in enumerate(every)}
+    found = losses(given.model, given.located, given.windows, writes, 1000, Progress())
+    return every, found
+
+
+def test_a_row_has_every_field_and_its_key_is_its_own(given: Planted, measured) -> None:
+    every, found = measured
+    _, rows = summarise(SPEC, every, found, given.where, given.windows, 2)
+    assert len(rows) == len(every)
+    assert all(set(row) >= KEY | FIGURES for row in rows)
+    keys = [tuple(row[name] for name in sorted(KEY)) for row in rows]
+    assert len(set(keys)) == len(keys)
+    assert all(set(asdict(arm.key)) == KEY for arm in every)
+    assert {row["n_unexplained"] for row in rows if row["arm"] in ("rewritten", "shuffled")} == {2}
+    parts = [row for row in rows if row["selection"] != "all"]
+    assert {(row["fraction"], row["n_latents"]) for row in parts} == {(0.25, 3), (0.5, 6)}
+
+
+def test_figures_are_means_of_the_losses_with_intervals_around_them(given: Planted, measured) -> None:
+    every, found = measured
+    sums, rows = summarise(SPEC, every, found, given.where, given.windows, 0)
+    order = [index for position in SPEC.positions for index, arm in enumerate(every) if arm.key.position == position]
+    for index, row in zip(order, rows, strict=True):
+        arm, position = every[index], every[index].key.position
+        assert {name: row[name] for name in KEY} == asdict(arm.key)
+        base = next(str(at) for at in order if every[at].key.arm == "original" and every[at].key.position == position)
+        assert row["ce"] == pytest.approx(found[str(index)].ce.mean(), abs=1e-5)
+        assert row["delta_ce"] == pytest.approx((found[str(index)].ce - found[base].ce).mean(), abs=1e-5)
+        assert row["kl"] == pytest.approx(found[str(index)].kl.mean(), abs=1e-5)
+        assert row["delta_ce_low"] <= row["delta_ce"] <= row["delta_ce_high"]
+        assert row["n_contexts"] == (len(given.where) if position == "all" else len(given.windows))
+        assert row["n_documents"] == len(np.unique(given.windows.group))
+        mine = sums["arm"] == index
+        assert sums["ce"][mine].sum() / sums["positions"][mine].sum() == pytest.approx(row["ce"])
+        assert sums["window"][mine].tolist() == list(range(len(given.windows)))
+
+
+LOSS = {"original": 0.0, "coder": 0.1, "mean": 1.1, "zero": 1.6, "rewritten": 0.6, "token_lookup": 0.85}
+
+
+def test_gaps_are_measured_against_the_mean_of_the_same_latents(given: Planted, measured) -> None:
+    """Losses that are planted: of all latents as above, and of a subset its share of that, so all shares are equal."""
+    every, found = measured
+    noise = generator(0, "noise").normal(size=len(given.where))
+    made = {}
+    for index, arm in enumerate(every):
+        added = LOSS["coder"] + arm.key.fraction * (LOSS.get(arm.key.arm, 0.7) - LOSS["coder"])
+        size = len(found[str(index)].ce)
+        made[str(index)] = Losses(5 + noise[:size] + (0 if arm.key.arm == "original" else added), noise[:size] ** 2)
+    _, rows = summarise(SPEC, every, made, given.where, given.windows, 0)
+    expected = {"coder": 1.0, "mean": 0.0, "zero": -0.5, "rewritten": 0.5, "token_lookup": 0.25, "original": 1.1}
+    assert {row["arm"] for row in rows if row["selection"] == "top"} == {"mean", "zero", "rewritten"}
+    for row in rows:
+        assert row["gap_closed"] == pytest.approx(expected.get(row["arm"], 0.4))
+        assert row["gap_closed_low"] == pytest.approx(row["gap_closed"])
+        assert row["gap_closed_kl"] is None
+        over = row["over_token_lookup"]
+        if row["selection"] == "all":
+            assert over["mean"] == pytest.approx(row["gap_closed"] - 0.25)
+        else:
+            assert over is None
+
+
+def test_prompts_that_are_too_easy_are_left_out_of_every_arm(given: Planted, measured) -> None:
+    every, found = measured
+    base = next(index for index, arm in enumerate(every) if arm.key.arm == "original" and arm.key.position == "all")
+    original = found[str(base)].ce
+    least = float(np.median(original))
+    spec = SPEC.model_copy(update={"least_base_loss": least, "positions": ("all",)})
+    _, rows = summarise(spec, every, found, given.where, given.windows, 0)
+    kept = original >= least
+    for row in rows:
+        assert row["n_contexts"] == kept.sum()
+    assert rows[0]["ce"] == pytest.approx(original[kept].mean(), abs=1e-5)
+    with pytest.raises(SettingError, match=r"Lower --set evaluate\.least_base_loss"):
+        summarise(spec.model_copy(update={"least_base_loss": 99.0}), every, found, given.where, given.windows, 0)
