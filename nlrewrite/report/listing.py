@@ -152,8 +152,7 @@ def _example(example: Example, largest: float) -> Markup:
         el("td", example.why, class_="why", title=visible(example.document)),
         el("td", number(example.true, 2), class_="n", data_name="true"),
         el("td", number(example.simulated, 2), class_="n", data_name="simulated"),
-        el("td", *(_piece(piece, largest) for piece in example.pieces[:at]), class_="text before"),
-        el("td", _piece(example.pieces[at], largest), class_="text"),
+        el("td", *(_piece(piece, largest) for piece in example.pieces[: at + 1]), class_="text before"),
         el("td", *(_piece(piece, largest) for piece in example.pieces[at + 1 :]), class_="text after"),
     )
 

@@ -149,18 +149,18 @@ table.examples td.why { white-space: nowrap; color: var(--muted); }
 table.examples { table-layout: auto; }
 table.examples td.text { font: 0.8rem/1.75 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere;
   padding: 0.28rem 0; }
-table.examples td.before { text-align: right; width: 56%; padding-left: 1.2rem; }
-table.examples td.after { width: 44%; }
+table.examples td.before { text-align: right; width: 72%; padding-left: 1.2rem; }
+table.examples td.after { width: 28%; padding-left: 1px; }
 table.examples th.words { padding-left: 1.2rem; }
 .tok { border-radius: 2px; padding: 0.1em 0; background: rgba(var(--truth), var(--a, 0));
-  border-bottom: 3px solid transparent; }
+  border-bottom: 3px solid transparent; background-clip: padding-box; }
 .tok.true { box-shadow: inset 0 0 0 1px rgba(var(--truth), 0.75); }
 .tok.said { border-bottom-color: color-mix(in srgb, var(--said) calc(var(--s) * 100%), transparent); }
 .tok.target { outline: 2px solid var(--ink); outline-offset: 1px; margin: 0 3px; white-space: pre; }
 .key { font: 0.8rem var(--mono); }
 
 footer { padding-top: 3rem; padding-bottom: 4rem; }
-footer h2 { margin-top: 2.6rem; }
+footer h2 { margin-top: 2.6rem; scroll-margin-top: 4rem; }
 .digests td, .digests th { font-size: 0.82rem; }
 .digests code, .packages code { font: 0.95em var(--mono); }
 .digests details summary { cursor: pointer; color: var(--link); }
@@ -183,14 +183,13 @@ footer h2 { margin-top: 2.6rem; }
   .latents summary { grid-template-columns: 1fr; gap: 0.25rem; }
   .bits { text-align: left; max-width: 15rem; }
   .inside { padding-left: 0; }
-  table.examples, table.examples tbody, table.examples tr { display: block; }
+  table.examples, table.examples tbody, table.examples tr, table.examples caption { display: block; }
   table.examples thead { display: none; }
-  table.examples tr { display: flex; flex-wrap: wrap; gap: 0 1rem; padding: 0.5rem 0;
-    border-bottom: 1px dotted var(--rule); }
-  table.examples td { padding: 0; }
+  table.examples tr { padding: 0.5rem 0; border-bottom: 1px dotted var(--rule); }
+  table.examples td { display: inline; padding: 0 0.9rem 0 0; }
   table.examples td.n::before { content: attr(data-name) " "; color: var(--muted); }
-  table.examples td.text { padding: 0; width: auto; text-align: left; }
-  table.examples td.text.before { flex-basis: 100%; }
+  table.examples td.text { padding: 0; }
+  table.examples td.before::before { content: "\\A"; }
 }
 @media print {
   :root { color-scheme: light; --page: #fff; }

@@ -132,8 +132,8 @@ def carried(headline: Mapping[str, Any], facts: Facts) -> str:
     rest = "the skip term, the bias and the mean" if facts.coder.get("skip") else "the bias and the mean"
     return (
         f"The latents carry {percent(share)} of what the site does to the loss, measured against its output at its "
-        f"mean; {rest} of the latents do the rest and are kept as they are. Of the site's whole effect, the sentences "
-        f"therefore account for {percent(share * headline['gap_closed'])}."
+        f"mean. The rest is {rest} of the latents, which are kept as they are, and what the coder itself gets wrong. Of "
+        f"the site's whole effect, the sentences therefore account for {percent(share * headline['gap_closed'])}."
     )
 
 

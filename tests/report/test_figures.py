@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from nlrewrite.report import figures
 from nlrewrite.report.drawing import VARIABLES, draw, power
 from nlrewrite.report.facts import Facts
-from nlrewrite.report.figures import Figure, binned, distributions, fractions, lengths
+from nlrewrite.report.figures import Figure, binned, distributions, fractions, lengths, training
 from nlrewrite.score.build import read_scores
 from tests.report.conftest import Made
 from tests.report.reading import read
@@ -87,6 +88,13 @@ def test_what_the_data_do_not_allow_is_left_out(told: Facts, with_gap: dict[str,
     assert lengths([row for row in rows if row["explanation"] != "rules-2"], headline, told) is None
     nothing = [row | {"gap_closed": None} for row in rows]
     assert lengths(nothing, headline, told) is None
+
+
+def test_a_subject_that_was_not_trained_here_has_no_curve(told: Facts):
+    figure = training(replace(told, training=None))
+    assert figure is not None
+    assert len(figure.panels) == 1
+    assert "subject" not in figure.caption
 
 
 def test_distributions_need_no_particular_calibrator():

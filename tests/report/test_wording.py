@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from nlrewrite.report import wording
-from nlrewrite.report.facts import Facts
+from nlrewrite.report.facts import PLACES, Facts
 from nlrewrite.report.page import quoted_row
 from nlrewrite.report.wording import arm_name, beside, carried, caveats, group_of, number, percent, percent_interval
 from tests.report.conftest import Made
@@ -66,6 +66,29 @@ def test_the_careful_reader_is_told_what_is_left_out(made: Made, told: Facts, wi
     assert "1 latent of 11" in " ".join(caveats(few, headline, row))
     complete = replace(told, outcomes={"ok": 11}, latents=11)
     assert "readable sentence" not in " ".join(caveats(complete, headline, row))
+
+
+@pytest.mark.parametrize(
+    ("kind", "skip", "place", "words"),
+    [
+        ("mlp", True, "the MLP of layer 3", "a skip transcoder with"),
+        ("mlp", False, "the MLP of layer 3", "a transcoder with"),
+        ("residual", False, "the residual stream after layer 3", "a sparse autoencoder with"),
+        ("mlp-output", False, "the MLP output of layer 3", "a sparse autoencoder with"),
+    ],
+)
+def test_every_site_has_its_words(told: Facts, kind: str, skip: bool, place: str, words: str):
+    site = {"kind": kind, "layer": 3}
+    facts = replace(told, site=site, place=PLACES[kind].format(3), coder={**told.coder, "site": site, "skip": skip})
+    assert wording.title(facts).startswith(place[0].upper() + place[1:])
+    assert words in wording.method(facts, "a.module.path")[0]
+    assert "a.module.path" in wording.method(facts, "a.module.path")[0]
+
+
+def test_a_large_or_foreign_model_is_not_called_tiny(told: Facts, with_gap: dict[str, Any]):
+    for training in (None, {**(told.training or {}), "parameters": 10**9}):
+        said = caveats(replace(told, training=training), with_gap["headline"], quoted_row(with_gap))
+        assert not any("tiny" in each for each in said)
 
 
 def test_training_is_told_with_its_bounds():
