@@ -169,6 +169,9 @@ def lengths(rows: list[Row], headline: Row, facts: Facts) -> Figure | None:
 # -- calibration ------------------------------------------------------------------------------------------------------
 
 
+MEANS = " A calibrator that predicts means, as this one does, writes small values where it is unsure."
+
+
 def distributions(spread: dict[str, Any]) -> Figure | None:
     """How often each size of activation occurs, in truth and in prediction."""
     edges, counts, chosen = np.array(spread["edges"])[1:], spread["counts"], str(spread["chosen"])
@@ -181,8 +184,10 @@ def distributions(spread: dict[str, Any]) -> Figure | None:
         joined = np.add.reduceat(fine, np.arange(0, len(fine), 2))[: len(centres)] / total
         return np.where(joined > 0, joined, np.nan)
 
-    quantile = next((name for name in counts if name.startswith("quantile-") and name != chosen), "")
-    wanted = [("none", "digits as read", ORANGE), (quantile, quantile, PURPLE)]
+    quantile = next((name for name in counts if name.startswith("quantile-")), "")
+    wanted = [("none", "digits as read", ORANGE)]
+    if quantile and not chosen.startswith("quantile-"):
+        wanted.append((quantile, quantile, PURPLE))
     shown = [line for line in wanted if line[0] in counts and line[0] != chosen]
     if chosen in counts:
         shown.append((chosen, f"{chosen} (used)", BLUE))
@@ -209,7 +214,7 @@ def distributions(spread: dict[str, Any]) -> Figure | None:
         "distributions",
         "Predicted and true activations, before and after calibration",
         f"All pairs of a latent and a token of the report split, both axes logarithmic. Zero or next to it, and so not "
-        f"drawn: {zeros}. A calibrator that predicts means writes small values where it is unsure.",
+        f"drawn: {zeros}.{MEANS if chosen == 'hurdle' else ''}",
         (draw("distributions", f"Histogram of activations. Shares next to zero: {zeros}.", plot),),
     )
 

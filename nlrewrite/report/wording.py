@@ -11,6 +11,7 @@ from nlrewrite.report.facts import Facts
 
 MISSING = "–"
 TINY = 10_000_000
+CONTEXT_MATTERS = 0.6  # where token lookup closes more of what the oracle does, sentences need no context
 
 ARMS: dict[str, tuple[str, str]] = {
     "original": ("Original model", "nothing is patched"),
@@ -132,8 +133,8 @@ def carried(headline: Mapping[str, Any], facts: Facts) -> str:
     rest = "the skip term, the bias and the mean" if facts.coder.get("skip") else "the bias and the mean"
     return (
         f"The latents carry {percent(share)} of what the site does to the loss, measured against its output at its "
-        f"mean. The rest is {rest} of the latents, which are kept as they are, and what the coder itself gets wrong. Of "
-        f"the site's whole effect, the sentences therefore account for {percent(share * headline['gap_closed'])}."
+        f"mean. The rest is {rest} of the latents, which are kept as they are, and what the coder itself gets wrong. "
+        f"Of the site's whole effect, the sentences therefore account for {percent(share * headline['gap_closed'])}."
     )
 
 
@@ -189,6 +190,12 @@ def caveats(facts: Facts, headline: Mapping[str, Any], row: Mapping[str, Any]) -
         f"on which nothing was trained, explained, calibrated or chosen. Intervals are 95%, by bootstrap over those "
         f"groups, with the same documents in every arm."
     )
+    token, oracle = headline["token_lookup"], headline["oracle"]
+    if headline["gap_closed"] is not None and oracle > 0 and token > CONTEXT_MATTERS * oracle:
+        said.append(
+            f"At this site the current token alone says most of what there is to say: its table closes "
+            f"{percent(token / oracle)} of what the on/off mask does. A high share of the gap proves little here."
+        )
     if headline.get("simulator") == "rules":
         said.append(
             "Sentences are written and read by a program that knows one controlled English, not by a language model. "

@@ -91,6 +91,16 @@ def test_a_large_or_foreign_model_is_not_called_tiny(told: Facts, with_gap: dict
         assert not any("tiny" in each for each in said)
 
 
+def test_a_site_where_context_is_not_needed_is_said_to_prove_little(told: Facts, with_gap: dict[str, Any]):
+    headline, row = with_gap["headline"], quoted_row(with_gap)
+    assert "proves little" not in " ".join(caveats(told, headline, row))  # 21% of 86%
+    said = " ".join(caveats(told, {**headline, "token_lookup": 0.6, "oracle": 0.8}, row))
+    assert "closes 75% of what the on/off mask does" in said
+    assert "proves little" in said
+    missing = dict.fromkeys(("gap_closed", "token_lookup", "oracle"))
+    assert "proves little" not in " ".join(caveats(told, {**headline, **missing}, row))
+
+
 def test_training_is_told_with_its_bounds():
     rewritten = {"arm": "rewritten", "share": 0.68, "low": 0.66, "high": 0.7, "censored": ""}
     coder = {"arm": "coder", "share": 1.0, "low": 0.99, "high": 1.0, "censored": "above"}
