@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CONTEXT = 64
 RESERVOIR_TOKENS = 1 << 16
 HELD_OUT_TOKENS = 1 << 13
+LIVE_TOKENS = 1 << 16
 LIVE = 1e-4  # a latent is live when it is active on more than one token in ten thousand
 WARM_UP = 50
 DECAY = 0.3  # the share of training, at its end, in which the learning rate falls to zero
@@ -65,7 +66,7 @@ def build(spec: CoderSpec, inputs: dict[str, Folder], out: Path, running: "Runni
         summary = {
             "curve": curve,
             "fvu": curve[-1]["fvu"],
-            "live_share": live_share(coder, batches, tokens=1 << 16),
+            "live_share": live_share(coder, batches, LIVE_TOKENS),
             "site": located.name,
             "tokens_seen": spec.steps * spec.batch,
         }

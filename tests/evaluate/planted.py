@@ -51,14 +51,9 @@ def coder(seed: int = 0) -> TopKCoder:
         return torch.randn(*shape, generator=draws)
 
     width = small_models.WIDTH
-    return TopKCoder(
-        normal(LATENTS, width),
-        normal(LATENTS),
-        0.3 * normal(LATENTS, width),
-        normal(width),
-        0.1 * normal(width, width),
-        K,
-    )
+    skip = 0.1 * normal(width, width)
+    enc, dec = (normal(LATENTS, width), normal(LATENTS)), (0.3 * normal(LATENTS, width), normal(width))
+    return TopKCoder(*enc, *dec, skip, K)
 
 
 def planted() -> Planted:
