@@ -228,7 +228,7 @@ class EvaluateSpec(Spec):
     positions: tuple[Literal["all", "last"], ...] = Field(default=("all", "last"), min_length=1)
     selections: tuple[Literal["top", "sampled"], ...] = ("top", "sampled")
     subsets: int = Field(default=2, ge=1, le=100, description="Random subsets of latents that 'sampled' draws.")
-    topk: tuple[Literal["none", "values", "deviations"], ...] = ("none",)
+    topk: tuple[Literal["none", "values", "deviations"], ...] = ("none", "values", "deviations")
     least_base_loss: float = Field(
         default=0.0, ge=0, description="Prompts with a lower base loss are left out (P2: 0.1)."
     )

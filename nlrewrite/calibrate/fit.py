@@ -124,7 +124,7 @@ def fit(name: str, fitting: Fitting, folds_P: np.ndarray, rows_P: np.ndarray | N
     """The calibrator called `name`, fitted on the positions of `rows_P`, or on all."""
     everywhere = cells(fitting.simulated, fitting.truth_PL, rows_P)
     if name == "none":
-        values, information = fitting.largest_L[:, None] * fitting.simulated.expected / (DIGITS - 1), "maximum"
+        values, information = _promised(fitting), "maximum"
     elif name == "hurdle":
         wanted = np.unique(folds_P if rows_P is None else folds_P[rows_P])
         inside = [folds_P == fold if rows_P is None else (folds_P == fold) & rows_P for fold in wanted]
@@ -191,6 +191,11 @@ def _error(predict: Callable[[np.ndarray], Codes], fitting: Fitting, folds_P: np
         written = predict(held).output(rows, dec_LE) - fitting.truth_PL[rows] @ dec_LE
         total += float(np.square(written).sum())
     return total / len(folds_P)
+
+
+def _promised(fitting: Fitting) -> np.ndarray:
+    """The sources' uncalibrated prediction: the expected digit, in ninths of the latent's largest activation."""
+    return fitting.largest_L[:, None] * fitting.simulated.expected / (DIGITS - 1)
 
 
 def _samples(fitting: Fitting) -> list[quantile.Sample]:

@@ -86,8 +86,8 @@ def gather(inputs: dict[str, Folder], where: Positions, dec_LE: np.ndarray, voca
     on_report = fitting_on(inputs["simulation"], inputs["report"], inputs["report"], latents)
     for name in {ON_PROMPT_CALIBRATOR, *(name for name in calibrators if name.endswith(ON_PROMPT))}:
         calibrators[name] = fit(name, on_report, np.zeros(count, dtype=np.int64))
-    shuffled, _ = read_calibrated(inputs["calibration-shuffled"])
-    control = shuffled[chosen]
+    shuffled, best_for_shuffled = read_calibrated(inputs["calibration-shuffled"])
+    control = shuffled[best_for_shuffled]  # its own best, so that no control is weak for the want of a fit
     active = read(inputs["report"])
     return Sources(
         truth=true_codes(active, latents),
