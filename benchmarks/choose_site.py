@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from nlrewrite import steps
-from nlrewrite.activations import collect
+from nlrewrite.activations import codes, collect
 from nlrewrite.artifacts import Artifact, Folder, Store
-from nlrewrite.evaluate import bootstrap, codes, lookup
+from nlrewrite.evaluate import bootstrap, lookup
+from nlrewrite.evaluate.arms import Writer
 from nlrewrite.evaluate.build import site_means
 from nlrewrite.evaluate.losses import losses
-from nlrewrite.evaluate.arms import Writer
 from nlrewrite.execution import Execution
 from nlrewrite.pipeline import decide
 from nlrewrite.profiles import Overrides, resolve
@@ -42,7 +42,11 @@ def main() -> None:
     parser.add_argument("--store", default="store")
     given = parser.parse_args()
     execution = Execution(store=given.store)
-    print("| layer | latents | k | live | recovered | " + " | ".join(COLUMNS) + " | carried [low] | gap: token / bigram / oracle |")
+    print(
+        "| layer | latents | k | live | recovered | "
+        + " | ".join(COLUMNS)
+        + " | carried [low] | gap: token / bigram / oracle |"
+    )
     print("|---" * (len(COLUMNS) + 7) + "|")
     for layer in given.layers:
         for width in given.widths:
@@ -73,7 +77,10 @@ def row(spec: RewriteSpec, store: Store, execution: Execution) -> str:
         )
         for split in ("explain", "calibrate")
     }
-    folders = {name: store.folder(each) for name, each in {**active, "coder": coder, "tokens": tokens, "subject": subject}.items()}
+    folders = {
+        name: store.folder(each)
+        for name, each in {**active, "coder": coder, "tokens": tokens, "subject": subject}.items()
+    }
     return measure(spec, folders, execution)
 
 
@@ -109,7 +116,7 @@ def measure(spec: RewriteSpec, folders: dict[str, Folder], execution: Execution)
     arms = {name: ("all", writer.latents(each)) for name, each in values.items()}
     arms |= {"original": ("all", None), "mlp_mean": ("all", lambda rows, x, y: y_mean.expand(len(rows), -1))}
     found = losses(model, located, windows, arms, execution.batch_tokens, Progress())
-    groups, of_position = np.unique(where.group, return_inverse=True)
+    _, of_position = np.unique(where.group, return_inverse=True)
     names = list(arms)
     sums = np.stack([np.bincount(of_position, found[name].ce) for name in names], axis=1)
     drawn = bootstrap.resample(sums, np.bincount(of_position), 2000, generator(0, "choose-site"))

@@ -73,7 +73,15 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
     for most in spec.lengths:
         controls |= rewritten(f"-{most}", explain(f"explanations-{most}", most))
 
-    evaluated = {**read, "coder": coder, **active, "explanations": explanations, "scores": scores, **simulated, **controls}
+    evaluated = {
+        **read,
+        "coder": coder,
+        **active,
+        "explanations": explanations,
+        "scores": scores,
+        **simulated,
+        **controls,
+    }
     evaluation = step("evaluation", "evaluation", spec.evaluate, **evaluated)
     report = step("report", "report", spec.report, **evaluated, corpus=corpus, evaluation=evaluation)
     return Rewritten(evaluation=evaluation, report=report)

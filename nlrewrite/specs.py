@@ -213,7 +213,7 @@ class CalibrateSpec(Spec):
         description="none, hurdle, quantile-1 to quantile-9 (Hyndman and Fan's types).",
     )
     folds: int = Field(
-        default=2, ge=2, le=20, description="Folds over document groups that choose the default calibrator."
+        default=4, ge=2, le=20, description="Folds over document groups that choose the default calibrator."
     )
     seed: int = Field(default=0, ge=0, lt=1 << 31)
 
@@ -263,7 +263,9 @@ class RewriteSpec(Spec):
     coder: CoderSpec = CoderSpec()
     activations: ActivationsSpec = ActivationsSpec()
     explain: ExplainSpec = ExplainSpec()
-    lengths: tuple[int, ...] = Field(default=(2, 4, 8), description="Other limits of quoted tokens, to plot what length buys.")
+    lengths: tuple[int, ...] = Field(
+        default=(2, 4, 8), description="Other limits of quoted tokens, to plot what length buys."
+    )
     simulate: SimulateSpec = SimulateSpec()
     score: ScoreSpec = ScoreSpec()
     calibrate: CalibrateSpec = CalibrateSpec()

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
+from nlrewrite.activations.codes import Codes, true_codes
 from nlrewrite.activations.collect import ByLatent, read, read_coder
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate import hurdle, quantile
 from nlrewrite.calibrate.cells import Cells, cells
 from nlrewrite.errors import SettingError
-from nlrewrite.evaluate.codes import Codes, true_codes
 from nlrewrite.language.reading import DIGITS
 from nlrewrite.seeds import generator
 from nlrewrite.simulate import rules as simulation

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nlrewrite.activations.codes import Codes, Kept, Values
 from nlrewrite.calibrate.fit import Calibrated
 from nlrewrite.coders.topk import TopKCoder
-from nlrewrite.evaluate.codes import Codes, Kept, Values
 from nlrewrite.evaluate.losses import Where, Write
 from nlrewrite.seeds import generator
 from nlrewrite.specs import EvaluateSpec

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nlrewrite.activations.codes import Codes, constant_codes, oracle_codes, true_codes
 from nlrewrite.activations.collect import batches, inside, padded, read, read_coder, site_of
 from nlrewrite.activations.statistics import read_latents, write_table
 from nlrewrite.artifacts import Folder
@@ -22,7 +23,6 @@ from nlrewrite.calibrate.fit import ON_PROMPT, Calibrated, fit, fitting_on, read
 from nlrewrite.errors import SettingError
 from nlrewrite.evaluate import bootstrap, equivalent, lookup
 from nlrewrite.evaluate.arms import Arm, Sources, arms
-from nlrewrite.evaluate.codes import Codes, constant_codes, oracle_codes, true_codes
 from nlrewrite.evaluate.losses import Losses, Where, Write, losses
 from nlrewrite.score import measures
 from nlrewrite.score.build import read_scores

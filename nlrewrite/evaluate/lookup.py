@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from nlrewrite.evaluate.codes import Codes, Lookup
+from nlrewrite.activations.codes import Codes, Lookup
 from nlrewrite.text.positions import Positions
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nlrewrite.activations.codes import true_codes
 from nlrewrite.activations.collect import ByLatent, read
 from nlrewrite.activations.statistics import DECILES, write_table
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate.cells import cells
-from nlrewrite.evaluate.codes import true_codes
 from nlrewrite.score import measures
 from nlrewrite.seeds import generator
 from nlrewrite.simulate import rules as simulation

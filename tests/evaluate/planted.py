@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from nlrewrite.activations.codes import Codes, constant_codes, oracle_codes, true_codes
 from nlrewrite.activations.collect import Active
 from nlrewrite.calibrate.fit import Calibrated
 from nlrewrite.coders.topk import TopKCoder
 from nlrewrite.evaluate.arms import Sources
-from nlrewrite.evaluate.codes import Codes, constant_codes, oracle_codes, true_codes
 from nlrewrite.evaluate.lookup import Seen, bigram_lookup, token_lookup
 from nlrewrite.seeds import generator, torch_generator
 from nlrewrite.specs import Site

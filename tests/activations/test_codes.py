@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
+from nlrewrite.activations.codes import Codes, Kept, Values, constant_codes, oracle_codes, true_codes
 from nlrewrite.activations.collect import Active
-from nlrewrite.evaluate.codes import Codes, Kept, Values, constant_codes, oracle_codes, true_codes
 from nlrewrite.seeds import generator
 from tests.evaluate.planted import random_codes
 
