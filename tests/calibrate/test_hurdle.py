@@ -105,3 +105,26 @@ def test_the_strength_fits_how_alike_latents_are() -> None:
     assert hurdle.best_strength(folds(alike)) == max(hurdle.STRENGTHS)
     unlike = draws.choice([0.02, 0.98], (200, 10))
     assert hurdle.best_strength(folds(unlike)) == min(hurdle.STRENGTHS)
+
+
+def test_the_shared_rate_expects_as_many_active_cases_of_each_level_as_there_are() -> None:
+    draws = generator(0, "shared")
+    said = draws.integers(10, 500, (20, 10)).astype(float)
+    said[:, 4] = 0
+    active = draws.binomial(said.astype(int), draws.random((20, 1)) * np.linspace(0.05, 0.9, 10)).astype(float)
+    values = hurdle.fit(
+        Cells(said, active, active), 1e9
+    )  # magnitudes are all 1, and nothing but the shared rate counts
+    assert (said * values).sum(0) == pytest.approx(active.sum(0), rel=1e-5)
+    log_odds = np.log(values / (1 - values))
+    shift = log_odds - log_odds[:, :1]
+    assert shift == pytest.approx(np.tile(shift[0], (20, 1)), abs=1e-4)
+    assert (np.diff(shift[0, [0, 2, 5, 9]]) > 0).all()
+
+
+def test_a_latent_that_is_always_active_is_no_nan() -> None:
+    said = np.tile([900.0, *[10.0] * 9], (3, 1))
+    active = said * np.array([[1.0], [0.1], [0.5]])
+    values = hurdle.fit(Cells(said, active, 2 * active), 4.0)
+    assert np.isfinite(values).all()
+    assert values[0] == pytest.approx(np.full(10, 2.0), rel=1e-3)

@@ -200,3 +200,12 @@ def test_a_sentence_never_names_the_held_out_documents_own_tokens() -> None:
     assert learned(level_P)[0] == "Never fires."
     both = IS_A * 9 + (WHERE.token == B) * 9 * ~EVIDENCE.held_P
     assert learned(both)[0] == 'Fires on " w0" (9).'
+
+
+def test_a_change_is_chosen_on_the_fitted_documents() -> None:
+    after = IS_A & (WHERE.back(1) == B)
+    assert (
+        learned(IS_A * 4 + (WHERE.token == C) * 9 + after * 5 * EVIDENCE.held_P)[0] == 'Fires on " w2" (9), " w0" (4).'
+    )
+    rare = rules.learn(*latent(IS_A * 9 * (WHERE.back(1) == B) * EVIDENCE.held_P), EVIDENCE, SPEC)
+    assert write(rare.rule) == "Never fires."
