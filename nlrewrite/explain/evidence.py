@@ -70,8 +70,8 @@ class SeenAt:
 
     def among(self, chosen: np.ndarray) -> "SeenAt":
         """The same for the rows of a mask."""
-        kept = chosen[self.rows]
-        return SeenAt(self.codes[kept], self.rows[kept], self.size)
+        kept = np.flatnonzero(chosen[self.rows])
+        return SeenAt(self.codes.take(kept), self.rows.take(kept), self.size)
 
 
 def seen_at(contexts: Contexts, position: np.ndarray, place: Place, by_kind: bool) -> SeenAt:

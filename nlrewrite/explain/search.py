@@ -27,6 +27,7 @@ LOWEST, HIGHEST = -STRONGEST, 2 * STRONGEST  # levels beyond these act like thes
 _AMOUNTS = np.arange(-STRONGEST, STRONGEST + 1)
 _LEVELS_AFTER = np.clip(_AMOUNTS[:, None] + np.arange(LOWEST, HIGHEST + 1), 0, STRONGEST)
 _SQUARES_AFTER = np.square(_LEVELS_AFTER)
+_COSTS = RIDGE * np.square(_AMOUNTS)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Search:
         dense[position] = target
         self.target = dense[self.position]
         self.held = evidence.held_P[self.position]
+        self._judging = np.flatnonzero(self.held)
         self.changed = np.zeros(len(self.position), dtype=np.int64)
         self.level = np.zeros(len(self.position), dtype=np.int64)  # before it is cut to 0..9
         self.named = np.zeros(len(self.tokens), dtype=bool)
@@ -152,7 +154,7 @@ class Search:
         seen = np.bincount(cell, minlength=size).reshape(-1, width)
         sums = np.bincount(cell, self.target[every], minlength=size).reshape(-1, width)
         fits = 2 * sums @ _LEVELS_AFTER.T - seen @ _SQUARES_AFTER.T
-        gains = fits - fits[:, STRONGEST, None] - RIDGE * np.square(_AMOUNTS)
+        gains = fits - fits[:, STRONGEST, None] - _COSTS
         gains[:, STRONGEST] = 0.0
         best = gains.argmax(1)
         return [(float(gains[index, amount]), int(_AMOUNTS[amount])) for index, amount in enumerate(best)]
@@ -172,14 +174,15 @@ class Search:
             amount = np.clip(np.round(sums / (counts + RIDGE)), 0, STRONGEST)
             gains = 2 * amount * sums - np.square(amount) * (counts + RIDGE)
             gains[counts < LEAST_SEEN] = 0
-            for place in np.argsort(-gains, kind="stable")[:CANDIDATE_PAIRS]:
-                code, token = divmod(int(key[first[place]]), len(self.tokens))
-                found.append((-float(gains[place]), number, code, token))
+            gaining = np.flatnonzero(gains > 0)
+            for pair in gaining[np.argsort(-gains[gaining], kind="stable")[:CANDIDATE_PAIRS]]:
+                code, token = divmod(int(key[first[pair]]), len(self.tokens))
+                found.append((-float(gains[pair]), number, code, token))
         places = list(self._seen_at)
         return [
             (token, *places[number], code)
-            for gain, number, code, token in sorted(found)[:CANDIDATE_PAIRS]
-            if gain < 0 and (code or places[number][1])
+            for _, number, code, token in sorted(found)[:CANDIDATE_PAIRS]
+            if code or places[number][1]
         ]
 
     def _pair_gains(self, quotes_left: int) -> list[tuple[float, Parts]]:
@@ -215,8 +218,8 @@ class Search:
         return self._error(level, named) <= self._error(self.level, self.named)
 
     def _error(self, level: np.ndarray, named: np.ndarray) -> float:
-        said = np.where(named[self.token], np.minimum(np.maximum(level, 0), STRONGEST), 0)
-        return float(np.square(self.target - said)[self.held].sum())
+        said = np.minimum(np.maximum(level[self._judging], 0), STRONGEST) * named[self.token[self._judging]]
+        return float(np.square(self.target[self._judging] - said).sum())
 
     def add(self, part: Part) -> None:
         rows = self._rows_of(part)
@@ -241,21 +244,25 @@ class Search:
     def settle(self, parts: list[Part], everywhere: bool = False) -> list[Part]:
         """Choose every amount anew, given the others, on the fitted documents or on all; changes of nothing go."""
         judged = self.named[self.token] if everywhere else self.named[self.token] & ~self.held
-        for _ in range(SETTLED_AT_MOST):
-            before, parts = parts, [self._settled(part, judged) for part in parts]
-            if parts == before:
-                break
-        return [part for part in parts if part.place is None or part.amount]
+        settled = list(parts)
+        rows = [self._rows_of(part) for part in settled]
+        fitted = [some[judged[some]] for some in rows]
+        unchanged = turn = 0
+        while unchanged < len(settled) and turn < SETTLED_AT_MOST * len(settled):
+            at = turn % len(settled)
+            before = settled[at]
+            settled[at] = self._settled(before, rows[at], fitted[at])
+            unchanged = unchanged + 1 if settled[at] == before else 1
+            turn += 1
+        return [part for part in settled if part.place is None or part.amount]
 
-    def _settled(self, part: Part, judged: np.ndarray) -> Part:
-        rows = self._rows_of(part)
-        fitted = rows[judged[rows]]
+    def _settled(self, part: Part, rows: np.ndarray, fitted: np.ndarray) -> Part:
         cell = np.minimum(np.maximum(self.level[fitted] - part.amount, LOWEST), HIGHEST) - LOWEST
         seen = np.bincount(cell, minlength=HIGHEST - LOWEST + 1)
         sums = np.bincount(cell, self.target[fitted], minlength=HIGHEST - LOWEST + 1)
-        gains = 2 * _LEVELS_AFTER @ sums - _SQUARES_AFTER @ seen - RIDGE * np.square(_AMOUNTS)
+        gains = 2 * _LEVELS_AFTER @ sums - _SQUARES_AFTER @ seen - _COSTS
         first = STRONGEST if part.place is None else 0
-        amount = int(_AMOUNTS[first + gains[first:].argmax()])
+        amount = first + int(gains[first:].argmax()) - STRONGEST
         if amount == part.amount:
             return part
         self.level[rows] += amount - part.amount
