@@ -21,7 +21,7 @@ from nlrewrite.artifacts import Folder
 from nlrewrite.explain.evidence import Evidence
 from nlrewrite.explain.search import Part, Search
 from nlrewrite.language.reading import Contexts
-from nlrewrite.language.sentence import STRONGEST, Change, Rule, words, write
+from nlrewrite.language.sentence import SILENT, STRONGEST, Change, Rule, words, write
 from nlrewrite.language.vocabulary import Vocabulary
 from nlrewrite.seeds import generator
 from nlrewrite.specs import ExplainSpec
@@ -105,13 +105,18 @@ def learn(position: np.ndarray, value: np.ndarray, evidence: Evidence, spec: Exp
             search.refuse(found)
             refused += 1
     parts = search.settle(parts, everywhere=True)
-    while words(write(_rule(parts))) > spec.max_words:
+    while words(write(_rule(parts, search))) > spec.max_words:
         search.remove(parts.pop())
         parts = search.settle(parts, everywhere=True)
-    return Learned(_rule(parts), scale, search.energy_explained(energy))
+    return Learned(_rule(parts, search), scale, search.energy_explained(energy))
 
 
-def _rule(parts: list[Part]) -> Rule:
+def _rule(parts: list[Part], search: Search) -> Rule:
+    """What the parts say; a change that takes everything away wherever it holds is an exclusion."""
     strengths = [(part.item, part.amount) for part in parts if part.place is None and isinstance(part.item, bytes)]
-    changes = [Change(part.place, part.item, part.amount) for part in parts if part.place is not None]
+    changes = [
+        Change(part.place, part.item, SILENT if search.silences(part) else part.amount)
+        for part in parts
+        if part.place is not None
+    ]
     return Rule(tuple(strengths), tuple(changes) if strengths else ()).normal()

@@ -231,6 +231,11 @@ class Search:
             self.changed[rows] += part.amount
             self._token_gains = None
 
+    def silences(self, part: Part) -> bool:
+        """Whether a change takes all it can, and nothing else outweighs it in any context."""
+        rows = self._rows_of(part)
+        return part.amount == -STRONGEST and not (self.level[rows[self.named[self.token[rows]]]] > 0).any()
+
     def remove(self, part: Part) -> None:
         rows = self._rows_of(part)
         self.level[rows] -= part.amount

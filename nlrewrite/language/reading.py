@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from nlrewrite.language.sentence import STRONGEST, Change, Item, Place, Rule, parse
+from nlrewrite.language.sentence import SILENT, STRONGEST, Change, Item, Place, Rule, parse
 from nlrewrite.language.vocabulary import START, Vocabulary
 from nlrewrite.text.positions import NOTHING, Positions
 
@@ -76,9 +76,14 @@ class Contexts:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         position = np.concatenate([self.at(index) for index, _ in named])
         level = np.repeat([strength for _, strength in named], [len(self.at(index)) for index, _ in named])
+        silent = np.zeros(len(position), dtype=bool)
         for change in rule.changes:
-            level = level + change.amount * self.holds(change, position)
-        level = np.clip(level, 0, STRONGEST)
+            holds = self.holds(change, position)
+            if change.amount == SILENT:
+                silent |= holds
+            else:
+                level = level + change.amount * holds
+        level = np.where(silent, 0, np.clip(level, 0, STRONGEST))
         speaks = np.flatnonzero(level)
         speaks = speaks[np.argsort(position[speaks], kind="stable")]
         return position[speaks], level[speaks]

@@ -4,8 +4,9 @@
     (+2). Weaker within 8 tokens after "def" (-3). Silent right after ".".
 
 In: a `Rule`. Out: its sentences, and back. A context gets the strength of its last token if the rule names it (else 0),
-plus every change whose condition holds, cut to 0..9. Invariant: `parse(write(rule)) == rule` for every rule in normal
-form, a sentence edited by hand means what it says, and what does not parse raises `Unparsed` with the place.
+plus every change whose condition holds, cut to 0..9; where a silencing one holds, it gets 0.
+Invariant: `parse(write(rule)) == rule` for every rule in normal form, a sentence edited by hand means what it says, and
+what does not parse raises `Unparsed` with the place.
 """
 
 import re
@@ -16,7 +17,7 @@ from typing import NoReturn
 from nlrewrite.language.vocabulary import KINDS, quote, unquote
 
 STRONGEST = 9
-SILENT = -STRONGEST
+SILENT = -100  # no sum of changes: whatever else holds, the level is 0
 
 Item = bytes | int
 """What is named: the bytes of one token, or a kind (an index into KINDS)."""
@@ -36,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Change:
-    """`amount` is added when `item` stands at `place`."""
+    """`amount`, -9 to 9, is added when `item` stands at `place`; SILENT makes the level 0 instead."""
 
     place: Place
     item: Item

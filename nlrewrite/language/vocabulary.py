@@ -23,6 +23,7 @@ KINDS = (
 """Noun phrases for kinds of tokens. The start is where the text begins; the others go by the token's characters."""
 START = 0
 END_OF_TEXT = b"<|endoftext|>"
+STARTS = (END_OF_TEXT, b"<|begin_of_text|>", b"<bos>", b"<s>")  # what stands before a text, by family
 
 _ESCAPE = re.compile(r'\\(?:x([0-9a-fA-F]{2})|(["\\nrt]))')
 _SHORT = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}
@@ -61,7 +62,7 @@ def unquote(quoted: str) -> bytes:
 
 def kind(text: bytes) -> int:
     """The kind of a token, as an index into KINDS."""
-    if text == END_OF_TEXT:
+    if text in STARTS:
         return START
     whole = text.decode("utf-8", "replace")
     bare = whole.lstrip(" ")

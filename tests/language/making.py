@@ -17,7 +17,8 @@ def places(farthest: int = 64) -> st.SearchStrategy[Place]:
 def rules(tokens: st.SearchStrategy[bytes] = tokens, farthest: int = 64) -> st.SearchStrategy[Rule]:
     strengths = st.dictionaries(tokens, st.integers(0, STRONGEST), min_size=1, max_size=6)
     items = tokens | st.integers(0, len(KINDS) - 1)
-    changes = st.dictionaries(st.tuples(places(farthest), items), st.integers(SILENT, STRONGEST), max_size=8)
+    amounts = st.integers(-STRONGEST, STRONGEST) | st.just(SILENT)
+    changes = st.dictionaries(st.tuples(places(farthest), items), amounts, max_size=8)
     return st.builds(
         lambda strengths, changes: Rule(
             tuple(strengths.items()),

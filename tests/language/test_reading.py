@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlrewrite.language.reading import Contexts, distances, distributions, simulate
-from nlrewrite.language.sentence import Change, Place, Rule, write
+from nlrewrite.language.sentence import SILENT, Change, Place, Rule, write
 from nlrewrite.language.vocabulary import END_OF_TEXT, KINDS, START, Vocabulary, kind
 from nlrewrite.text.positions import Positions
 from tests.language.making import FEW, rules
@@ -130,7 +130,15 @@ def test_distributions_are_distributions_around_their_level() -> None:
 
 def test_every_kind_can_be_read() -> None:
     for index, name in enumerate(KINDS):
-        change = Change(Place(1), index, -9)
+        change = Change(Place(1), index, SILENT)
         assert write(Rule(((b"a", 1),), (change,))).endswith(f"Silent right after {name}.")
     assert list(distances(Place(3))) == [3]
     assert list(distances(Place(3, within=True))) == [1, 2, 3]
+
+
+def test_silent_is_stronger_than_any_sum() -> None:
+    weaker = 'Fires on "a" (9). Stronger right after "b" (+9). Weaker within 2 tokens after "c" (-9).'
+    silent = 'Fires on "a" (9). Stronger right after "b" (+9). Silent within 2 tokens after "c".'
+    assert level(weaker, [b"c", b"b", b"a"]) == 9
+    assert level(silent, [b"c", b"b", b"a"]) == 0
+    assert level(silent, [b"x", b"b", b"a"]) == 9

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nlrewrite.language.sentence import Change, Place, Rule, Unparsed, parse, words, write
+from nlrewrite.language.sentence import SILENT, Change, Place, Rule, Unparsed, parse, words, write
 from nlrewrite.language.vocabulary import KINDS
 from tests.language.making import rules, tokens
 
@@ -34,8 +34,8 @@ def test_a_sentence_says_what_it_says() -> None:
             Change(Place(1), b" one", 4),
             Change(Place(1), KINDS.index("a number"), 2),
             Change(Place(2), b"x", -3),
-            Change(Place(8, within=True), b".", -9),
-            Change(Place(8, within=True), KINDS.index("the start"), -9),
+            Change(Place(8, within=True), b".", SILENT),
+            Change(Place(8, within=True), KINDS.index("the start"), SILENT),
         ),
     )
     assert words(SENTENCE) == 36
