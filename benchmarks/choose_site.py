@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from nlrewrite import steps
-from nlrewrite.activations import codes, collect
+from nlrewrite.activations import codes, pairs
 from nlrewrite.artifacts import Artifact, Folder, Store
+from nlrewrite.coders import topk
 from nlrewrite.evaluate import bootstrap, lookup
 from nlrewrite.evaluate.arms import Writer
 from nlrewrite.evaluate.build import site_means
@@ -85,7 +86,7 @@ def row(spec: RewriteSpec, store: Store, execution: Execution) -> str:
 
 
 def measure(spec: RewriteSpec, folders: dict[str, Folder], execution: Execution) -> str:
-    coder = collect.read_coder(folders["coder"])
+    coder = topk.read(folders["coder"])
     trained = json.loads(folders["coder"].path("training.json").read_text())
     model = load.model(folders["subject"], execution)
     located = sites.locate(model, spec.coder.site)
@@ -94,7 +95,7 @@ def measure(spec: RewriteSpec, folders: dict[str, Folder], execution: Execution)
     seen = {
         split: lookup.Seen(
             positions(read_windows(folders["tokens"], split)),
-            codes.true_codes(collect.read(folders[split]), coder.latents),
+            codes.true_codes(pairs.read(folders[split]), coder.latents),
         )
         for split in ("explain", "calibrate")
     }
@@ -111,7 +112,7 @@ def measure(spec: RewriteSpec, folders: dict[str, Folder], execution: Execution)
         "zero": codes.constant_codes(np.zeros(coder.latents), len(where)),
         "token": lookup.token_lookup([fitted], where, vocabulary, strengths[0]),
         "bigram": lookup.bigram_lookup([fitted], where, vocabulary, strengths[1], strengths[0]),
-        "oracle": codes.oracle_codes(collect.read(folders["calibrate"]), total / often),
+        "oracle": codes.oracle_codes(pairs.read(folders["calibrate"]), total / often),
     }
     arms = {name: ("all", writer.latents(each)) for name, each in values.items()}
     arms |= {"original": ("all", None), "mlp_mean": ("all", lambda rows, x, y: y_mean.expand(len(rows), -1))}

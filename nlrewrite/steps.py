@@ -47,11 +47,11 @@ def _table(*steps: Step) -> dict[str, Step]:
 
 
 STEPS = _table(
-    Step("corpus", 1, "nlrewrite.text.corpus:build", ("nlrewrite.text.corpus", "nlrewrite.text.sources", "nlrewrite.text.hub", "nlrewrite.text.duplicates")),
+    Step("corpus", 1, "nlrewrite.text.corpus:build", ("nlrewrite.text.corpus", "nlrewrite.text.sources", "nlrewrite.text.documents", "nlrewrite.text.hub", "nlrewrite.text.duplicates")),
     Step("subject", 1, "nlrewrite.subject.build:build", ("nlrewrite.subject.build", "nlrewrite.subject.load", "nlrewrite.subject.sites", "nlrewrite.subject.tiny"), ("corpus",)),
     Step("tokens", 1, "nlrewrite.text.tokens:build", ("nlrewrite.text.tokens", "nlrewrite.text.tokenizer"), ("corpus", "subject")),
     Step("coder", 1, "nlrewrite.coders.train:build", ("nlrewrite.coders.train", "nlrewrite.coders.topk", "nlrewrite.subject.sites"), ("subject", "tokens")),
-    Step("activations", 1, "nlrewrite.activations.collect:build", ("nlrewrite.activations.collect", "nlrewrite.activations.statistics", "nlrewrite.subject.sites", "nlrewrite.text.positions"), ("subject", "tokens", "coder")),
+    Step("activations", 1, "nlrewrite.activations.collect:build", ("nlrewrite.activations.collect", "nlrewrite.activations.pairs", "nlrewrite.activations.statistics", "nlrewrite.subject.batches", "nlrewrite.subject.sites", "nlrewrite.text.positions"), ("subject", "tokens", "coder")),
     Step("explanations", 1, "nlrewrite.explain.rules:build", ("nlrewrite.explain.rules", "nlrewrite.explain.search", "nlrewrite.explain.evidence", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations")),
     Step("simulation", 1, "nlrewrite.simulate.rules:build", ("nlrewrite.simulate.rules", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "explanations")),
     Step("scores", 1, "nlrewrite.score.build:build", ("nlrewrite.score.build", "nlrewrite.score.measures", "nlrewrite.calibrate.cells", "nlrewrite.activations.codes"), ("tokens", "activations", "simulation")),

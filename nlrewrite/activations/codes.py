@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from scipy import sparse
 
-from nlrewrite.activations.collect import Active
+from nlrewrite.activations.pairs import Active
 
 
 class Values(Protocol):

@@ -18,7 +18,7 @@ from nlrewrite.text.positions import Positions
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nlrewrite.activations.collect import ByLatent
+    from nlrewrite.activations.pairs import ByLatent
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 DECILES = 10
@@ -84,6 +84,11 @@ def read_examples(folder: Folder) -> "pd.DataFrame":
     import pandas as pd
 
     return pd.read_parquet(folder.path("examples.parquet"))
+
+
+def latents_counted(folder: Folder) -> int:
+    """Number of latents of the coder whose activations these are."""
+    return len(read_latents(folder))
 
 
 def write_table(columns: dict[str, np.ndarray], path: Path) -> None:

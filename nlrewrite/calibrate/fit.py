@@ -18,10 +18,11 @@ import numpy as np
 from scipy import sparse
 
 from nlrewrite.activations.codes import Codes, true_codes
-from nlrewrite.activations.collect import ByLatent, read, read_coder
+from nlrewrite.activations.pairs import ByLatent, read
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate import hurdle, quantile
 from nlrewrite.calibrate.cells import Cells, cells
+from nlrewrite.coders import topk
 from nlrewrite.errors import SettingError
 from nlrewrite.language.reading import DIGITS
 from nlrewrite.seeds import generator
@@ -69,7 +70,7 @@ class Fitting:
 def build(spec: CalibrateSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
     from safetensors.numpy import save_file
 
-    coder = read_coder(inputs["coder"])
+    coder = topk.read(inputs["coder"])
     where = positions(read_windows(inputs["tokens"], "calibrate"))
     fitting = fitting_on(inputs["simulation"], inputs["activations"], inputs["explain"], coder.latents)
     folds_P = folds(where, spec)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nlrewrite.artifacts import Folder
 from nlrewrite.errors import CorruptArtifact
+from nlrewrite.specs import CoderSpec, Site
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,3 +86,12 @@ def load(weights: Path, config: Path) -> TopKCoder:
     return TopKCoder(
         named["W_enc"], named["b_enc"], named["W_dec"], named["b_dec"], named.get("W_skip"), int(settings["k"])
     )
+
+
+def read(folder: Folder) -> TopKCoder:
+    return load(folder.path(WEIGHTS), folder.path(CONFIG))
+
+
+def site_of(coder: Folder) -> Site:
+    """The site a coder was trained at, as its manifest says."""
+    return CoderSpec.model_validate(coder.manifest.spec).site

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nlrewrite.activations.codes import Codes, constant_codes, oracle_codes, true_codes
-from nlrewrite.activations.collect import batches, inside, padded, read, read_coder, site_of
+from nlrewrite.activations.pairs import read
 from nlrewrite.activations.statistics import read_latents, write_table
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate.cells import cells
 from nlrewrite.calibrate.fit import ON_PROMPT, Calibrated, fit, fitting_on, read_calibrated
+from nlrewrite.coders import topk
 from nlrewrite.errors import SettingError
 from nlrewrite.evaluate import bootstrap, equivalent, lookup
 from nlrewrite.evaluate.arms import Arm, Sources, arms
@@ -30,6 +31,7 @@ from nlrewrite.seeds import generator
 from nlrewrite.simulate import rules as simulation
 from nlrewrite.specs import EvaluateSpec
 from nlrewrite.subject import load, sites
+from nlrewrite.subject.batches import batches, inside, padded
 from nlrewrite.text.positions import Positions, positions
 from nlrewrite.text.tokens import Windows, read_windows
 
@@ -42,11 +44,11 @@ ON_PROMPT_CALIBRATOR = f"quantile-6{ON_PROMPT}"
 
 
 def build(spec: EvaluateSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
-    coder = read_coder(inputs["coder"])
+    coder = topk.read(inputs["coder"])
     windows = read_windows(inputs["tokens"], "report")
     where = positions(windows)
     model = load.model(inputs["subject"], running.execution)
-    located = sites.locate(model, site_of(inputs["coder"]))
+    located = sites.locate(model, topk.site_of(inputs["coder"]))
     batch_tokens = running.execution.batch_tokens
     vocabulary = json.loads(inputs["tokens"].path("tokens.json").read_text())["vocabulary"]
     sources = gather(inputs, where, coder.dec_LE.numpy(), vocabulary)

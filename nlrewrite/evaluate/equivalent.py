@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from nlrewrite.activations.collect import batches, inside, padded
 from nlrewrite.artifacts import Folder
 from nlrewrite.subject import sites
+from nlrewrite.subject.batches import batches, inside, padded
 from nlrewrite.text.tokens import Windows
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from nlrewrite.activations.collect import batches, inside, padded
 from nlrewrite.subject import sites
+from nlrewrite.subject.batches import batches, inside, padded
 from nlrewrite.text.tokens import Windows
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nlrewrite.activations.collect import ByLatent, read, read_coder_width
-from nlrewrite.activations.statistics import write_table
+from nlrewrite.activations.pairs import ByLatent, read
+from nlrewrite.activations.statistics import latents_counted, write_table
 from nlrewrite.artifacts import Folder
 from nlrewrite.explain.evidence import Evidence
 from nlrewrite.explain.search import Part, Search
@@ -45,7 +45,7 @@ class Learned:
 
 
 def build(spec: ExplainSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
-    latents = read_coder_width(inputs["activations"])
+    latents = latents_counted(inputs["activations"])
     grouped = read(inputs["activations"]).by_latent(latents)
     where = positions(read_windows(inputs["tokens"], "explain"))
     vocabulary = Vocabulary(tuple(token_texts(inputs["subject"].root())))

@@ -10,8 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from nlrewrite.activations import collect, statistics
-from nlrewrite.activations.collect import ByLatent
+from nlrewrite.activations import pairs, statistics
+from nlrewrite.activations.pairs import ByLatent
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate.fit import read_calibrated
 from nlrewrite.report.markup import visible
@@ -121,7 +121,7 @@ class _Scene:
         self.starts = np.cumsum(self.windows.lengths) - self.windows.lengths
         calibrators, chosen = read_calibrated(inputs["calibration"])
         self.values_LZ = calibrators[chosen].values_LZ
-        self.truth: ByLatent = collect.read(inputs["report"]).by_latent(len(self.values_LZ))
+        self.truth: ByLatent = pairs.read(inputs["report"]).by_latent(len(self.values_LZ))
         self.said: Simulated = simulation.read(inputs["simulation"])
         self.bounds = np.searchsorted(self.said.latent, np.arange(len(self.values_LZ) + 1))
         table = statistics.read_examples(inputs["report"])

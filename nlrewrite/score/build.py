@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nlrewrite.activations.codes import true_codes
-from nlrewrite.activations.collect import ByLatent, read
+from nlrewrite.activations.pairs import ByLatent, read
 from nlrewrite.activations.statistics import DECILES, write_table
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate.cells import cells

@@ -18,7 +18,7 @@ from nlrewrite.seeds import derive
 from nlrewrite.specs import SPLITS, HubDataset, Shares, Split, TextSpec
 from nlrewrite.steps import Running
 from nlrewrite.text import duplicates, sources
-from nlrewrite.text.sources import Document
+from nlrewrite.text.documents import Document
 
 DOCUMENTS = "documents.parquet"
 ROWS_IN_A_GROUP = 4096

@@ -10,7 +10,7 @@ from typing import Any
 
 from nlrewrite.errors import SettingError, Unreachable
 from nlrewrite.specs import HubDataset
-from nlrewrite.text.sources import Document, hash_files, visible_files
+from nlrewrite.text.documents import Document, hash_files, visible_files
 
 _ABSENT = object()
 

@@ -8,14 +8,15 @@ import ast
 import hashlib
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
 from nlrewrite.specs import HubDataset, PythonDocs, TextFolder
+from nlrewrite.text.documents import Document, hash_files, visible_files
+from nlrewrite.text.hub import hub_documents, local_folder
 
 Source = PythonDocs | TextFolder | HubDataset
 AnySource = TypeVar("AnySource", PythonDocs, TextFolder, HubDataset, Source)
@@ -24,12 +25,6 @@ SHORTEST_DOCSTRING = 80
 LEFT_OUT = ("test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo")
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 TOPICS = "pydoc_data/topics.py"
-
-
-@dataclass(frozen=True)
-class Document:
-    name: str
-    text: str
 
 
 def fingerprint(source: Source, execution: Execution) -> str:
@@ -42,8 +37,6 @@ def fingerprint(source: Source, execution: Execution) -> str:
             root = text_folder(execution)
             return hash_files(root, text_files(root))
         case HubDataset():
-            from nlrewrite.text.hub import local_folder
-
             if root := local_folder(source):
                 return hash_files(root, visible_files(root))
             return hashlib.sha256(f"{source.dataset}@{source.revision}".encode()).hexdigest()
@@ -64,20 +57,8 @@ def documents(source: Source, execution: Execution) -> Iterator[Document]:
         case TextFolder():
             found = folder_documents(text_folder(execution))
         case HubDataset():
-            from nlrewrite.text.hub import hub_documents
-
             found = hub_documents(source)
     return (document for document in found if document.text and not document.text.isspace())
-
-
-def hash_files(root: Path, files: Iterable[Path]) -> str:
-    """One hash over the names below `root` and the bytes of `files`, in the order given."""
-    total = hashlib.sha256()
-    for path in files:
-        data = path.read_bytes()
-        total.update(f"{path.relative_to(root).as_posix()}\0{len(data)}\0".encode())
-        total.update(data)
-    return total.hexdigest()
 
 
 # -- the documentation of Python --------------------------------------------------------------------------------------
@@ -177,13 +158,6 @@ def text_folder(execution: Execution) -> Path:
 
 def text_files(root: Path) -> list[Path]:
     return [path for path in visible_files(root) if path.suffix.lower() in TEXT_SUFFIXES]
-
-
-def visible_files(root: Path) -> list[Path]:
-    """Every file below `root` in the order of its name, without hidden files and what lies in hidden folders."""
-    files = (path for path in root.rglob("*") if path.is_file())
-    visible = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
-    return sorted(visible, key=lambda path: path.relative_to(root).as_posix())
 
 
 def folder_documents(root: Path) -> Iterator[Document]:

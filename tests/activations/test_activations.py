@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlrewrite.activations import collect, statistics
-from nlrewrite.activations.collect import Active
+from nlrewrite.activations import statistics
+from nlrewrite.activations.pairs import Active
 from nlrewrite.seeds import generator
 from nlrewrite.specs import ActivationsSpec
+from nlrewrite.subject import batches
 from nlrewrite.text.positions import Positions
 from tests.evaluate.planted import windows
 
@@ -138,10 +139,10 @@ def test_tables_of_equal_columns_have_equal_bytes(tmp_path: Path) -> None:
 def test_windows_are_batched_whole_and_padded_to_the_longest() -> None:
     every = windows((9, 4, 12, 7, 12))
     for tokens, count in ((1, 5), (24, 3), (36, 2), (1000, 1)):
-        parts = [every[rows] for rows in collect.batches(every, tokens)]
+        parts = [every[rows] for rows in batches.batches(every, tokens)]
         assert len(parts) == count
         assert np.concatenate([part.lengths for part in parts]).tolist() == every.lengths.tolist()
     part = every[:2]
-    assert collect.padded(part).tolist() == part.tokens[:, :9].tolist()
-    assert collect.inside(part).sum(1).tolist() == [9, 4]
-    assert collect.inside(part)[1].tolist() == [True] * 4 + [False] * 5
+    assert batches.padded(part).tolist() == part.tokens[:, :9].tolist()
+    assert batches.inside(part).sum(1).tolist() == [9, 4]
+    assert batches.inside(part)[1].tolist() == [True] * 4 + [False] * 5

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from nlrewrite.activations.codes import Codes, Kept, Values, constant_codes, oracle_codes, true_codes
-from nlrewrite.activations.collect import Active
+from nlrewrite.activations.pairs import Active
 from nlrewrite.seeds import generator
 from tests.evaluate.planted import random_codes
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.numpy import save_file
 
 from nlrewrite import steps
-from nlrewrite.activations import collect
+from nlrewrite.activations import collect, pairs, statistics
 from nlrewrite.artifacts import Artifact, Folder, Store
 from nlrewrite.coders import topk
 from nlrewrite.execution import Execution
@@ -56,7 +56,7 @@ def test_what_is_stored_is_what_the_coder_says_of_each_window_alone(
         def path(self, name: str) -> Path:
             return tmp_path / name
 
-    found = collect.read(Local())  # type: ignore[arg-type]
+    found = pairs.read(Local())  # type: ignore[arg-type]
     assert found.values.shape == found.latents.shape == (len(given.where), K)
     model = small_models.fresh("gpt_neox").requires_grad_(False)
     at = 0
@@ -72,11 +72,11 @@ def test_what_is_stored_is_what_the_coder_says_of_each_window_alone(
     assert (found.values == 0).any()
     table = pd.read_parquet(tmp_path / "latents.parquet")
     assert table["count"].sum() == (found.values > 0).sum()
-    assert len(table) == collect.read_coder_width(Local()) == LATENTS  # type: ignore[arg-type]
+    assert len(table) == statistics.latents_counted(Local()) == LATENTS  # type: ignore[arg-type]
     examples = pd.read_parquet(tmp_path / "examples.parquet")
     for latent, position, value in zip(examples["latent"], examples["position"], examples["value"], strict=True):
         assert found.values[position][found.latents[position] == latent].tolist() == [value]
 
 
 def test_the_site_is_the_one_the_coder_was_trained_at(inputs) -> None:
-    assert collect.site_of(inputs["coder"]) == Site(layer=1)
+    assert topk.site_of(inputs["coder"]) == Site(layer=1)

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import sparse
 
-from nlrewrite.activations.collect import ByLatent
+from nlrewrite.activations.pairs import ByLatent
 from nlrewrite.calibrate.fit import Fitting
 from nlrewrite.seeds import generator
 from nlrewrite.simulate.rules import Simulated

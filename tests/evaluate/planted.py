@@ -7,7 +7,7 @@ import torch
 from scipy import sparse
 
 from nlrewrite.activations.codes import Codes, constant_codes, oracle_codes, true_codes
-from nlrewrite.activations.collect import Active
+from nlrewrite.activations.pairs import Active
 from nlrewrite.calibrate.fit import Calibrated
 from nlrewrite.coders.topk import TopKCoder
 from nlrewrite.evaluate.arms import Sources

@@ -10,6 +10,7 @@ import pytest
 from nlrewrite import steps
 from nlrewrite.artifacts import Artifact, Folder, Store
 from nlrewrite.calibrate.fit import read_calibrated
+from nlrewrite.coders import topk
 from nlrewrite.composition import rewrite
 from nlrewrite.evaluate import build
 from nlrewrite.execution import Execution
@@ -59,7 +60,7 @@ def test_latents_without_a_sentence_get_the_mean_of_the_earlier_splits(made: dic
     explained = simulation.read(made["simulation"]).explained
     assert 0 < (~explained).sum() < len(explained)
     where = positions(read_windows(made["tokens"], "report"))
-    coder = build.read_coder(made["coder"])
+    coder = topk.read(made["coder"])
     vocabulary = json.loads(made["tokens"].path("tokens.json").read_text())["vocabulary"]
     found = build.gather(made, where, coder.dec_LE.numpy(), vocabulary)
     totals, count = 0.0, 0

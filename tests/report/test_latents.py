@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nlrewrite.activations import collect
+from nlrewrite.activations.pairs import read as read_pairs
 from nlrewrite.calibrate.fit import read_calibrated
 from nlrewrite.report.latents import FALSE_ALARMS, Dossier, dossiers, readable
 from nlrewrite.simulate import rules as simulation
@@ -36,7 +36,7 @@ def test_a_latent_has_a_sentence_or_a_reason(every: list[Dossier]):
 
 def test_examples_hold_the_values_of_the_report_split(made: Made, every: list[Dossier]):
     where = positions(read_windows(made.inputs["tokens"], "report"))
-    active = collect.read(made.inputs["report"])
+    active = read_pairs(made.inputs["report"])
     calibrators, chosen = read_calibrated(made.inputs["calibration"])
     values_LZ = calibrators[chosen].values_LZ
     truth = np.zeros((len(where), len(values_LZ)), dtype=np.float32)
@@ -73,7 +73,7 @@ def test_examples_run_over_the_deciles_from_the_strongest_down(every: list[Dossi
 
 def test_false_alarms_are_the_surest_ones(made: Made, every: list[Dossier]):
     said = simulation.read(made.inputs["simulation"])
-    active = collect.read(made.inputs["report"])
+    active = read_pairs(made.inputs["report"])
     for each in every:
         alarms = [example for example in each.examples if example.why == "false alarm"]
         assert len(alarms) <= FALSE_ALARMS

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlrewrite.activations.collect import Active
+from nlrewrite.activations.pairs import Active
 from nlrewrite.score import build
 from nlrewrite.seeds import generator
 from nlrewrite.specs import ScoreSpec
