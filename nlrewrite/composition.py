@@ -2,7 +2,7 @@
 
 In: the spec of a rewriting and a `step` function. Out: the report's artifact. The same composition is run by whoever
 gives it a `step`: one that only names artifacts (`plan`, `status`), one that builds them (`run --local`), one that
-calls Prefect tasks (`flows/rewrite.py`). Invariant: nothing is fitted on a later split than the one it is applied to.
+calls Prefect tasks (`flows/rewrite.py`). Invariant: nothing is fitted on the split it is judged on, or on a later one.
 """
 
 from dataclasses import dataclass

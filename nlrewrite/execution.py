@@ -17,7 +17,9 @@ class Execution(BaseModel):
     )
     threads: int = Field(default=1, ge=1, le=256, description="Compute threads of torch and of BLAS.")
     device: str = Field(
-        default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Torch device, for instance cpu or cuda:0."
+        default="cpu",
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="Torch device; the CPU alone, in this version.",
     )
     batch_tokens: int = Field(
         default=8192, ge=64, le=1 << 22, description="Tokens in one forward pass of the subject model."

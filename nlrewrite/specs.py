@@ -263,7 +263,7 @@ class RewriteSpec(Spec):
     coder: CoderSpec = CoderSpec()
     activations: ActivationsSpec = ActivationsSpec()
     explain: ExplainSpec = ExplainSpec()
-    lengths: tuple[int, ...] = Field(
+    lengths: tuple[Annotated[int, Field(ge=1, le=200)], ...] = Field(
         default=(2, 4, 8), description="Other limits of quoted tokens, to plot what length buys."
     )
     simulate: SimulateSpec = SimulateSpec()

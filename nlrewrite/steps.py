@@ -32,6 +32,8 @@ class Step:
     function: str
     sources: tuple[str, ...]
     inputs: tuple[str, ...] = ()
+    splits: tuple[tuple[str, str], ...] = ()
+    """Inputs that must come from one split: what is fitted where is asserted, not assumed."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,11 @@ STEPS = _table(
     Step("tokens", 1, "nlrewrite.text.tokens:build", ("nlrewrite.text.tokens", "nlrewrite.text.tokenizer"), ("corpus", "subject")),
     Step("coder", 1, "nlrewrite.coders.train:build", ("nlrewrite.coders.train", "nlrewrite.coders.topk", "nlrewrite.subject.sites"), ("subject", "tokens")),
     Step("activations", 1, "nlrewrite.activations.collect:build", ("nlrewrite.activations.collect", "nlrewrite.activations.pairs", "nlrewrite.activations.statistics", "nlrewrite.subject.batches", "nlrewrite.subject.sites", "nlrewrite.text.positions"), ("subject", "tokens", "coder")),
-    Step("explanations", 1, "nlrewrite.explain.rules:build", ("nlrewrite.explain.rules", "nlrewrite.explain.search", "nlrewrite.explain.evidence", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations")),
+    Step("explanations", 1, "nlrewrite.explain.rules:build", ("nlrewrite.explain.rules", "nlrewrite.explain.search", "nlrewrite.explain.evidence", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations"), (("activations", "explain"),)),
     Step("simulation", 1, "nlrewrite.simulate.rules:build", ("nlrewrite.simulate.rules", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "explanations")),
-    Step("scores", 1, "nlrewrite.score.build:build", ("nlrewrite.score.build", "nlrewrite.score.measures", "nlrewrite.calibrate.cells", "nlrewrite.activations.codes"), ("tokens", "activations", "simulation")),
-    Step("calibration", 1, "nlrewrite.calibrate.fit:build", ("nlrewrite.calibrate.fit", "nlrewrite.activations.codes", "nlrewrite.calibrate.cells", "nlrewrite.calibrate.quantile", "nlrewrite.calibrate.hurdle"), ("tokens", "activations", "explain", "coder", "simulation")),
-    Step("evaluation", 1, "nlrewrite.evaluate.build:build", ("nlrewrite.evaluate.build", "nlrewrite.evaluate.arms", "nlrewrite.activations.codes", "nlrewrite.evaluate.lookup", "nlrewrite.evaluate.losses", "nlrewrite.evaluate.bootstrap", "nlrewrite.evaluate.equivalent", "nlrewrite.subject.sites")),
+    Step("scores", 1, "nlrewrite.score.build:build", ("nlrewrite.score.build", "nlrewrite.score.measures", "nlrewrite.calibrate.cells", "nlrewrite.activations.codes"), ("tokens", "activations", "simulation"), (("activations", "calibrate"), ("simulation", "calibrate"))),
+    Step("calibration", 1, "nlrewrite.calibrate.fit:build", ("nlrewrite.calibrate.fit", "nlrewrite.activations.codes", "nlrewrite.calibrate.cells", "nlrewrite.calibrate.quantile", "nlrewrite.calibrate.hurdle"), ("tokens", "activations", "explain", "coder", "simulation"), (("activations", "calibrate"), ("explain", "explain"), ("simulation", "calibrate"))),
+    Step("evaluation", 1, "nlrewrite.evaluate.build:build", ("nlrewrite.evaluate.build", "nlrewrite.evaluate.arms", "nlrewrite.activations.codes", "nlrewrite.evaluate.lookup", "nlrewrite.evaluate.losses", "nlrewrite.evaluate.bootstrap", "nlrewrite.evaluate.equivalent", "nlrewrite.subject.sites"), (), (("explain", "explain"), ("calibrate", "calibrate"), ("report", "report"), ("simulation", "report"), ("simulation-shuffled", "report"))),
     Step("report", 1, "nlrewrite.report.build:build", ("nlrewrite.report.build", "nlrewrite.report.facts", "nlrewrite.report.wording", "nlrewrite.report.latents", "nlrewrite.report.drawing", "nlrewrite.report.figures", "nlrewrite.report.markup", "nlrewrite.report.style", "nlrewrite.report.tables", "nlrewrite.report.listing", "nlrewrite.report.page")),
 )  # fmt: skip
 
@@ -82,6 +84,11 @@ def build(
     """Make `artifact` and commit it. `finding` is why; the manifest it names, which no longer holds, is replaced."""
     step = STEPS[artifact.kind]
     folders: dict[str, Folder] = {label: store.folder(each) for label, each in inputs.items()}
+    for label, split in step.splits:
+        found = folders[label].manifest.spec["split"]
+        assert found == split, (
+            f"{artifact.kind} must read {label} from the {split} split, and was given the {found} split"
+        )
     module, _, function = step.function.partition(":")
     started = time.perf_counter()
     with store.attempt(artifact) as attempt:

@@ -114,8 +114,7 @@ def fitting_on(simulated: Folder, activations: Folder, corpus: Folder, latents: 
     truth, target = read(activations), read(corpus)
     by_latent = target.by_latent(latents)
     largest = np.zeros(latents)
-    for active in (truth, target):
-        np.maximum.at(largest, active.latents.ravel(), active.values.ravel())
+    np.maximum.at(largest, target.latents.ravel(), target.values.ravel())
     return Fitting(
         simulation.read(simulated), true_codes(truth, latents).extra_PL, by_latent, len(target.values), largest
     )

@@ -62,7 +62,6 @@ def build(spec: CoderSpec, inputs: dict[str, Folder], out: Path, running: "Runni
                 advance(0, f"FVU {curve[-1]['fvu']:.3f}")
             advance(1)
     with torch.no_grad():
-        _, indices = coder.encode(held_out_x)
         summary = {
             "curve": curve,
             "fvu": curve[-1]["fvu"],
@@ -142,13 +141,10 @@ class _Activations:
     def _fresh(self, tokens: int) -> "tuple[Tensor, Tensor]":
         import torch
 
-        xs, ys, made = [], [], 0
-        while made < tokens:
-            starts = self._windows.integers(0, len(self._stream_N) - CONTEXT, self._windows_at_once)
-            ids = torch.from_numpy(self._stream_N[starts[:, None] + np.arange(CONTEXT)].astype(np.int64))
-            record = sites.activations_upto(self._model, self._located, ids)
-            xs.append(record.x.flatten(0, 1))
-            ys.append(record.y.flatten(0, 1))
-            made += ids.numel()
-        order = torch.randperm(made, generator=self._mixing)
-        return torch.cat(xs)[order], torch.cat(ys)[order]
+        starts = self._windows.integers(0, len(self._stream_N) - CONTEXT, -(-tokens // CONTEXT))
+        ids = torch.from_numpy(self._stream_N[starts[:, None] + np.arange(CONTEXT)].astype(np.int64))
+        parts = ids.split(self._windows_at_once)  # execution alone: which windows there are does not depend on it
+        records = [sites.activations_upto(self._model, self._located, part) for part in parts]
+        order = torch.randperm(ids.numel(), generator=self._mixing)
+        x_ND = torch.cat([record.x.flatten(0, 1) for record in records])[order]
+        return x_ND, torch.cat([record.y.flatten(0, 1) for record in records])[order]

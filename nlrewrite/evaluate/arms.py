@@ -7,6 +7,7 @@ among predicted values, so that it cannot evict a true one.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,14 @@ from nlrewrite.coders.topk import TopKCoder
 from nlrewrite.evaluate.losses import Where, Write
 from nlrewrite.seeds import generator
 from nlrewrite.specs import EvaluateSpec
+
+LOOKED_UP = "tokens and activations"
+ORACLE: dict[str, Any] = {
+    "arm": "oracle",
+    "simulator": "oracle mask",
+    "calibrator": "mean magnitude",
+    "information": "test activity",
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Arm:
     key: Key
     write: Write | None
     n_latents: int
+    n_unexplained: int = 0
     compared: tuple[str, float, int] = field(default=("all", 1.0, 0))
     """Selection, fraction and subset seed of the mean ablation that this arm is measured against."""
 
@@ -61,6 +71,8 @@ class Sources:
     lengths: dict[int, tuple[Calibrated, Codes]]
     """By the most tokens that a sentence may quote, where that differs from the main ones."""
     chosen: str
+    silent: dict[str, np.ndarray] = field(default_factory=dict)
+    """[L] by explanation: the latents of which its simulator could say nothing, which keep their mean."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +159,7 @@ def _reference_arms(
 ) -> list[Arm]:
     """What needs no sentence: the original, the coder, ablations, lookups and the oracle mask."""
     latents = coder.latents
-    nothing, lookup = replace(key, fraction=0.0), replace(key, information="paired")
-    oracle = replace(key, arm="oracle", simulator="oracle mask", calibrator="mean magnitude")
+    nothing, lookup = replace(key, fraction=0.0), replace(key, information=LOOKED_UP)
     out = [
         Arm(replace(nothing, arm="original"), None, 0),
         Arm(replace(nothing, arm="coder"), writer.latents(sources.truth), 0),
@@ -163,43 +174,55 @@ def _reference_arms(
         *out,
         Arm(replace(lookup, arm="token_lookup"), writer.latents(sources.token_lookup), latents),
         Arm(replace(lookup, arm="bigram_lookup"), writer.latents(sources.bigram_lookup), latents),
-        Arm(oracle, writer.latents(sources.oracle), latents),
+        Arm(replace(key, **ORACLE), writer.latents(sources.oracle), latents),
     ]
 
 
 def _rewritten_arms(key: Key, spec: EvaluateSpec, sources: Sources, coder: TopKCoder, writer: Writer) -> list[Arm]:
     """All latents by their sentences: every calibrator, the shuffled control, other lengths, other TopK policies."""
     chosen, chosen_codes = sources.rewritten[sources.chosen]
-    out = [
-        Arm(_by_rules(key, calibrated), writer.latents(codes), coder.latents)
-        for calibrated, codes in sources.rewritten.values()
+    planned: list[tuple[Key, Values]] = [
+        (_by_rules(key, calibrated), codes) for calibrated, codes in sources.rewritten.values()
     ]
-    calibrated, codes = sources.shuffled
-    control = replace(_by_rules(key, calibrated), arm="shuffled", explanation="shuffled")
-    out.append(Arm(control, writer.latents(codes), coder.latents))
+    planned.append((_shuffled(key, sources), sources.shuffled[1]))
     for most, (calibrated, codes) in sources.lengths.items():
-        shorter = replace(_by_rules(key, calibrated), explanation=f"rules-{most}")
-        out.append(Arm(shorter, writer.latents(codes), coder.latents))
+        planned.append((replace(_by_rules(key, calibrated), explanation=f"rules-{most}"), codes))
     for policy in spec.topk:
         if policy != "none":
             rest = sources.mean.constant_L if policy == "deviations" else sources.zero.constant_L
-            kept = Kept(chosen_codes, coder.k, rest)
-            out.append(Arm(replace(_by_rules(key, chosen), topk=policy), writer.latents(kept), coder.latents))
-    return out
+            planned.append((replace(_by_rules(key, chosen), topk=policy), Kept(chosen_codes, coder.k, rest)))
+    everything = np.ones(coder.latents, dtype=bool)
+    return [
+        Arm(named, writer.latents(values), coder.latents, _unexplained(named, sources, everything))
+        for named, values in planned
+    ]
 
 
 def _partial_arms(key: Key, spec: EvaluateSpec, sources: Sources, writer: Writer, score_L: np.ndarray) -> Iterator[Arm]:
-    """Some of the latents by their sentences, at their mean or at zero; true values for the others."""
+    """Some of the latents by their sentences, by the controls, at their mean or at zero; true values for the others."""
     chosen, chosen_codes = sources.rewritten[sources.chosen]
     for subset in subsets(spec, score_L):
         part = replace(key, selection=subset.selection, fraction=subset.fraction, subset_seed=subset.seed)
         for named, values in (
             (replace(part, arm="mean"), sources.mean),
             (replace(part, arm="zero"), sources.zero),
+            (replace(part, arm="token_lookup", information=LOOKED_UP), sources.token_lookup),
+            (replace(part, **ORACLE), sources.oracle),
+            (_shuffled(part, sources), sources.shuffled[1]),
             (_by_rules(part, chosen), chosen_codes),
         ):
             write = writer.latents(values, subset.mask_L)
-            yield Arm(named, write, int(subset.mask_L.sum()), subset.compared)
+            unexplained = _unexplained(named, sources, subset.mask_L)
+            yield Arm(named, write, int(subset.mask_L.sum()), unexplained, subset.compared)
+
+
+def _unexplained(key: Key, sources: Sources, mask_L: np.ndarray) -> int:
+    silent = sources.silent.get(key.explanation)
+    return 0 if silent is None else int((silent & mask_L).sum())
+
+
+def _shuffled(key: Key, sources: Sources) -> Key:
+    return replace(_by_rules(key, sources.shuffled[0]), arm="shuffled", explanation="shuffled")
 
 
 def _by_rules(key: Key, calibrated: Calibrated) -> Key:

@@ -59,8 +59,7 @@ def build(spec: EvaluateSpec, inputs: dict[str, Folder], out: Path, running: "Ru
         str(index): (arm.key.position, arm.write) for index, arm in enumerate(planned)
     }
     measured = losses(model, located, windows, writes, batch_tokens, running.progress)
-    unexplained = int((~simulation.read(inputs["simulation"]).explained).sum())
-    sums, rows = summarise(spec, planned, measured, where, windows, unexplained)
+    sums, rows = summarise(spec, planned, measured, where, windows)
     write_table(sums, out / "losses.parquet")
     weights = equivalent.checkpoints(inputs["subject"])
     trained = _as_training(spec, planned, measured, where, sources.chosen, model, weights, windows, running)
@@ -90,6 +89,7 @@ def gather(inputs: dict[str, Folder], where: Positions, dec_LE: np.ndarray, voca
         calibrators[name] = fit(name, on_report, np.zeros(count, dtype=np.int64))
     shuffled, best_for_shuffled = read_calibrated(inputs["calibration-shuffled"])
     control = shuffled[best_for_shuffled]  # its own best, so that no control is weak for the want of a fit
+    misled = simulation.read(inputs["simulation-shuffled"])
     active = read(inputs["report"])
     return Sources(
         truth=true_codes(active, latents),
@@ -102,9 +102,14 @@ def gather(inputs: dict[str, Folder], where: Positions, dec_LE: np.ndarray, voca
             name: (each, with_means(each.codes(simulated, count), simulated.explained, mean_L))
             for name, each in calibrators.items()
         },
-        shuffled=(control, control.codes(simulation.read(inputs["simulation-shuffled"]), count)),
+        shuffled=(control, with_means(control.codes(misled, count), misled.explained, mean_L)),
         lengths={most: _of_length(inputs, most, chosen, count, mean_L) for most in _lengths(inputs)},
         chosen=chosen,
+        silent={
+            "rules": ~simulated.explained,
+            "shuffled": ~misled.explained,
+            **{f"rules-{most}": ~simulation.read(inputs[f"simulation-{most}"]).explained for most in _lengths(inputs)},
+        },
     )
 
 
@@ -148,7 +153,6 @@ def summarise(
     measured: dict[str, Losses],
     where: Positions,
     windows: Windows,
-    unexplained: int,
 ) -> tuple[dict[str, np.ndarray], list[dict[str, object]]]:
     """Sums per arm and window, and a row of figures per arm."""
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("arm", "window", "group", "positions", "ce", "kl")}
@@ -192,7 +196,7 @@ def summarise(
             )
             for sums in (ce, kl)
         )
-        rows += _figures(planned, of_position, in_ce, in_kl, counts, windows, unexplained)
+        rows += _figures(planned, of_position, in_ce, in_kl, counts, windows)
     return {name: np.concatenate(parts) for name, parts in columns.items()}, rows
 
 
@@ -203,7 +207,6 @@ def _figures(
     kl: bootstrap.Resampled,
     counts_W: np.ndarray,
     windows: Windows,
-    unexplained: int,
 ) -> list[dict[str, object]]:
     place = {index: at for at, index in enumerate(indices)}
     named = {planned[index].key.arm: place[index] for index in indices if planned[index].key.selection == "all"}
@@ -224,9 +227,10 @@ def _figures(
             {
                 **asdict(arm.key),
                 "n_latents": arm.n_latents,
-                "n_unexplained": unexplained if arm.key.arm in ("rewritten", "shuffled") else 0,
+                "n_unexplained": arm.n_unexplained,
                 "n_contexts": int(counts_W.sum()),
-                "n_documents": len(np.unique(windows.group[counts_W > 0])),
+                "n_documents": len(np.unique(windows.document[counts_W > 0])),
+                "n_groups": len(np.unique(windows.group[counts_W > 0])),
                 "ce": float(ce.measured_A[at]),
                 "delta_ce": delta.mean,
                 "delta_ce_low": delta.low,
@@ -323,11 +327,12 @@ def _write_latents(inputs: dict[str, Folder], sources: Sources, dec_LE: np.ndarr
     known = read_latents(inputs["explain"])
     energy = known["mean_square"].to_numpy() * np.square(dec_LE).sum(1)
     chosen, _ = sources.rewritten[sources.chosen]
-    normalised, _ = sources.rewritten.get("quantile-6", sources.rewritten[ON_PROMPT_CALIBRATOR])
-    audible = normalised.values_LZ > 0
-    found = np.where(audible, counted.active, 0).sum(1)
+    by_quantiles = [each for name, (each, _) in sources.rewritten.items() if re.fullmatch(r"quantile-\d", name)]
+    normalised = by_quantiles[0] if by_quantiles else None
+    audible = np.zeros(counted.said.shape, dtype=bool) if normalised is None else normalised.values_LZ > 0
+    found = np.where(audible, counted.active, 0).sum(1) if normalised else np.full(len(dec_LE), np.nan)
     silent = counted.said - counted.active
-    refused = np.where(audible, 0, silent).sum(1)
+    refused = np.where(audible, 0, silent).sum(1) if normalised else np.full(len(dec_LE), np.nan)
     columns = {
         "latent": np.arange(len(dec_LE), dtype=np.int32),
         "explained": simulated.explained,
@@ -350,14 +355,14 @@ def _spread(
     drawn: dict[str, Calibrated], chosen: str, said_LZ: np.ndarray, sources: Sources, largest_L: np.ndarray
 ) -> dict[str, object]:
     """Histograms over all pairs (latent, position) of activations as shares of the latent's largest one."""
-    edges = np.concatenate([[0.0], np.geomspace(1e-4, 2.0, 44)])
+    edges = np.concatenate([[0.0], np.geomspace(1e-4, 2.0, 44)])  # what lies above counts in the last bin
     unit = np.maximum(largest_L, 1e-9)
     truth = sources.truth.extra_PL
-    true_counts = np.histogram(truth.data / unit[truth.indices], edges)[0]
+    true_counts = np.histogram(np.minimum(truth.data / unit[truth.indices], edges[-1]), edges)[0]
     shares = {"true": true_counts.tolist()}
     for name, each in drawn.items():
         shares[name] = np.histogram(
-            (np.maximum(each.values_LZ, 0) / unit[:, None]).ravel(), edges, weights=said_LZ.ravel()
+            np.clip(each.values_LZ / unit[:, None], 0, edges[-1]).ravel(), edges, weights=said_LZ.ravel()
         )[0].tolist()
     shares["true"][0] = float(np.prod(truth.get_shape()) - sum(shares["true"][1:]))
     return {"edges": edges.tolist(), "chosen": chosen, "counts": shares}

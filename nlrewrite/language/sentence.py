@@ -1,6 +1,6 @@
 """The rule language: what can be said about a latent, how it is written, how it is read.
 
-    Fires on " of" (7), " in" or " at" (3), and when strengthened on " a". Stronger right after " one" (+4) or a number
+    Fires on " of" (7), " in" or " at" (3), and when strengthened on " a". Stronger right after " one" (+4), a number
     (+2). Weaker within 8 tokens after "def" (-3). Silent right after ".".
 
 In: a `Rule`. Out: its sentences, and back. A context gets the strength of its last token if the rule names it (else 0),

@@ -66,7 +66,7 @@ def arms(rows: Sequence[Row], words: str, quoted: Row) -> Markup:
         if members:
             body.append(el("tr", el("th", group, colspan=len(ARMS), scope="colgroup", class_="group")))
             body += [_arm(each, each is quoted) for each in members]
-    size = f": {count(rows[0]['n_contexts'])} tokens, {count(rows[0]['n_documents'])} groups of documents."
+    size = f": {count(rows[0]['n_contexts'])} tokens, {count(rows[0]['n_documents'])} documents."
     return table([el("strong", words), size], ARMS, body, words)
 
 

@@ -38,6 +38,8 @@ INFORMATION = {
     "marginals": "each latent's distribution on other documents",
     "paired": "pairs of prediction and activation on other documents",
     "test marginals": "each latent's distribution on the very documents of the test (optimistic)",
+    "tokens and activations": "tokens and true activations on other documents",
+    "test activity": "when each latent is truly active in the test",
 }
 
 
@@ -186,9 +188,9 @@ def caveats(facts: Facts, headline: Mapping[str, Any], row: Mapping[str, Any]) -
             f"ones."
         )
     said.append(
-        f"The loss is measured on {count(row['n_contexts'])} tokens of {count(row['n_documents'])} groups of documents "
-        f"on which nothing was trained, explained, calibrated or chosen. Intervals are 95%, by bootstrap over those "
-        f"groups, with the same documents in every arm."
+        f"The loss is measured on {count(row['n_contexts'])} tokens of {count(row['n_documents'])} documents "
+        f"({count(row['n_groups'])} groups of near-duplicates). This run trained, explained, calibrated and chose "
+        f"nothing on them. Intervals are 95%, by bootstrap over those groups, with the same documents in every arm."
     )
     token, oracle = headline["token_lookup"], headline["oracle"]
     if headline["gap_closed"] is not None and oracle > 0 and token > CONTEXT_MATTERS * oracle:

@@ -84,10 +84,11 @@ def _quizzes(
     active_windows = np.unique(where.window[position])
     silent = np.setdiff1d(np.arange(windows), active_windows)
     others = draws.permutation(silent)[: len(asked)]
+    shown = where.window[asked[: len(others)]]  # as many that activate it as there are that do not
     seen_windows = np.zeros(windows, dtype=bool)
     seen_windows[where.window[said]] = True
-    hits = int(seen_windows[where.window[asked]].sum())
-    detection = [hits, int(seen_windows[others].sum()), len(asked) - hits]
+    hits = int(seen_windows[shown].sum())
+    detection = [hits, int(seen_windows[others].sum()), len(shown) - hits]
 
     beside = np.flatnonzero(np.isin(where.window, where.window[asked]))
     beside = np.setdiff1d(beside, position)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlrewrite.artifacts import Folder
-from nlrewrite.errors import SettingError, Unreachable
+from nlrewrite.errors import NotYet, SettingError, Unreachable
 from nlrewrite.execution import Execution
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def model(folder: Folder | Path, execution: Execution) -> "nn.Module":
     if about.get("kind") == "hub":
         root = download(about["model"], about["revision"], ("config.json", INDEX, "model*.safetensors"))
         weights(root)
+    if execution.device != "cpu":
+        raise NotYet(f"this version computes on the CPU alone: device={execution.device}. Use --device cpu")
     return _frozen(root, about.get("dtype", "float32"), execution.device)
 
 

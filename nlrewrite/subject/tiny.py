@@ -181,5 +181,6 @@ def schedule(step: int, steps: int) -> float:
 
 
 def checkpoint_steps(steps: int) -> set[int]:
-    """0, 1, 2, 4, ... and the last one."""
-    return {0, steps} | {1 << power for power in range(steps.bit_length()) if 1 << power <= steps}
+    """0, 1, 2, 4, ... and every tenth of the training, so that late losses lie between close ones."""
+    powers = {1 << power for power in range(steps.bit_length()) if 1 << power <= steps}
+    return {0} | powers | {round(steps * tenth / 10) for tenth in range(1, 11)}

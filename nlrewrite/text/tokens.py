@@ -57,8 +57,10 @@ def build(spec: TokensSpec, inputs: Mapping[str, Folder], out: Path, running: Ru
     folder = inputs["subject"].root()
     tokenizer, eot = load_tokenizer(folder), end_of_text(folder)
     counts: dict[str, dict[str, int]] = {}
+    groups: dict[str, set[int]] = {}
     for split in SPLITS:
         documents = read_documents(inputs["corpus"], split)
+        groups[split] = set(documents.group.tolist())
         ids = encode(tokenizer, documents.text, split, running.progress)
         if split == "train":
             stream = train_stream(spec, ids, eot)
@@ -78,6 +80,7 @@ def build(spec: TokensSpec, inputs: Mapping[str, Folder], out: Path, running: Ru
                 "windows": len(windows),
                 "tokens": int(windows.lengths.sum()),
             }
+    assert sum(len(each) for each in groups.values()) == len(set().union(*groups.values())), "a group is in two splits"
     summary = {"end_of_text": eot, "vocabulary": len(token_texts(folder)), "window": spec.window, "splits": counts}
     (out / "tokens.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 

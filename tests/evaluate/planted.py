@@ -94,4 +94,5 @@ def sources(planted: Planted, truth: Codes | None = None) -> Sources:
         shuffled=(calibrated, random_codes(count, seed=3)),
         lengths={2: (calibrated, random_codes(count, seed=4))},
         chosen="hurdle",
+        silent={name: np.arange(LATENTS) < 2 for name in ("rules", "shuffled")},
     )

@@ -19,8 +19,8 @@ KEY = {
     "subset_seed",
 }  # fmt: skip
 FIGURES = {
-    "n_latents", "n_contexts", "n_documents", "ce", "delta_ce", "delta_ce_low", "delta_ce_high", "kl", "kl_low",
-    "kl_high", "gap_closed", "gap_closed_low", "gap_closed_high", "gap_closed_kl", "eviction_rate",
+    "n_latents", "n_contexts", "n_documents", "n_groups", "ce", "delta_ce", "delta_ce_low", "delta_ce_high", "kl",
+    "kl_low", "kl_high", "gap_closed", "gap_closed_low", "gap_closed_high", "gap_closed_kl", "eviction_rate",
 }  # fmt: skip
 SPEC = EvaluateSpec(fractions=(0.25, 0.5, 1.0), topk=("none", "values", "deviations"), resamples=200)
 
@@ -160,20 +160,23 @@ def measured(given: Planted):
 
 def test_a_row_has_every_field_and_its_key_is_its_own(given: Planted, measured) -> None:
     every, found = measured
-    _, rows = summarise(SPEC, every, found, given.where, given.windows, 2)
+    _, rows = summarise(SPEC, every, found, given.where, given.windows)
     assert len(rows) == len(every)
     assert all(set(row) >= KEY | FIGURES for row in rows)
     keys = [tuple(row[name] for name in sorted(KEY)) for row in rows]
     assert len(set(keys)) == len(keys)
     assert all(set(asdict(arm.key)) == KEY for arm in every)
-    assert {row["n_unexplained"] for row in rows if row["arm"] in ("rewritten", "shuffled")} == {2}
+    by_rules = [row for row in rows if row["explanation"] in ("rules", "shuffled")]
+    assert {row["n_unexplained"] for row in by_rules if row["selection"] == "all"} == {2}
+    assert {row["n_unexplained"] for row in by_rules if row["selection"] == "top"} == {0}  # the first two score worst
+    assert {row["n_unexplained"] for row in rows if row not in by_rules} == {0}
     parts = [row for row in rows if row["selection"] != "all"]
     assert {(row["fraction"], row["n_latents"]) for row in parts} == {(0.25, 3), (0.5, 6)}
 
 
 def test_figures_are_means_of_the_losses_with_intervals_around_them(given: Planted, measured) -> None:
     every, found = measured
-    sums, rows = summarise(SPEC, every, found, given.where, given.windows, 0)
+    sums, rows = summarise(SPEC, every, found, given.where, given.windows)
     order = [index for position in SPEC.positions for index, arm in enumerate(every) if arm.key.position == position]
     for index, row in zip(order, rows, strict=True):
         arm, position = every[index], every[index].key.position
@@ -184,7 +187,8 @@ def test_figures_are_means_of_the_losses_with_intervals_around_them(given: Plant
         assert row["kl"] == pytest.approx(found[str(index)].kl.mean(), abs=1e-5)
         assert row["delta_ce_low"] <= row["delta_ce"] <= row["delta_ce_high"]
         assert row["n_contexts"] == (len(given.where) if position == "all" else len(given.windows))
-        assert row["n_documents"] == len(np.unique(given.windows.group))
+        assert row["n_groups"] == len(np.unique(given.windows.group))
+        assert row["n_documents"] == len(np.unique(given.windows.document))
         mine = sums["arm"] == index
         assert sums["ce"][mine].sum() / sums["positions"][mine].sum() == pytest.approx(row["ce"])
         assert sums["window"][mine].tolist() == list(range(len(given.windows)))
@@ -202,7 +206,7 @@ def test_gaps_are_measured_against_the_mean_of_the_same_latents(given: Planted, 
         added = LOSS["coder"] + arm.key.fraction * (LOSS.get(arm.key.arm, 0.7) - LOSS["coder"])
         size = len(found[str(index)].ce)
         made[str(index)] = Losses(5 + noise[:size] + (0 if arm.key.arm == "original" else added), noise[:size] ** 2)
-    _, rows = summarise(SPEC, every, made, given.where, given.windows, 0)
+    _, rows = summarise(SPEC, every, made, given.where, given.windows)
     expected = {"original": 1.1, "coder": 1.0, "no_skip": 1.0, "mean": 0.0, "zero": -0.5, "rewritten": 0.5}
     expected["token_lookup"] = 0.25
     assert {row["arm"] for row in rows if row["selection"] == "top"} == {"mean", "zero", "rewritten"}
@@ -223,10 +227,10 @@ def test_prompts_that_are_too_easy_are_left_out_of_every_arm(given: Planted, mea
     original = found[str(base)].ce
     least = float(np.median(original))
     spec = SPEC.model_copy(update={"least_base_loss": least, "positions": ("all",)})
-    _, rows = summarise(spec, every, found, given.where, given.windows, 0)
+    _, rows = summarise(spec, every, found, given.where, given.windows)
     kept = original >= least
     for row in rows:
         assert row["n_contexts"] == kept.sum()
     assert rows[0]["ce"] == pytest.approx(original[kept].mean(), abs=1e-5)
     with pytest.raises(SettingError, match=r"Lower --set evaluate\.least_base_loss"):
-        summarise(spec.model_copy(update={"least_base_loss": 99.0}), every, found, given.where, given.windows, 0)
+        summarise(spec.model_copy(update={"least_base_loss": 99.0}), every, found, given.where, given.windows)

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -149,3 +150,12 @@ def test_every_name_is_counted(rule: Rule) -> None:
 @given(st.lists(tokens, min_size=1, max_size=5, unique=True))
 def test_equal_strengths_are_said_together(named: list[bytes]) -> None:
     assert write(Rule(tuple((token, 4) for token in named))).count("(4)") == 1
+
+
+@pytest.mark.parametrize("page", ["nlrewrite/language/sentence.py", "docs/rule-language.md"])
+def test_the_examples_of_the_documentation_parse(page: str) -> None:
+    text = (Path(__file__).parents[2] / page).read_text()
+    shown = text[text.index("    Fires on ") :].split("\n\n")[0]
+    rule = parse(" ".join(line.strip() for line in shown.splitlines()))
+    assert len(rule.strengths) == 4
+    assert len(rule.changes) == 4

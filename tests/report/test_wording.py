@@ -59,7 +59,7 @@ def test_the_careful_reader_is_told_what_is_left_out(made: Made, told: Facts, wi
     headline, row = with_gap["headline"], quoted_row(with_gap)
     said = " ".join(caveats(told, headline, row))
     assert "The model is tiny" in said
-    assert f"{row['n_documents']} groups of documents" in said
+    assert f"{row['n_documents']} documents ({row['n_groups']} groups" in said
     assert "not by a language model" in said
     few = replace(told, outcomes={"ok": 10, "unexplained": 1}, latents=11)
     assert "1 latent of 11 have no readable sentence" not in said

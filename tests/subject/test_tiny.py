@@ -73,22 +73,22 @@ def test_another_text_changes_tokenizer_and_weights(trained: Path, tmp_path: Pat
     assert first["model.safetensors"] != other["model.safetensors"]
 
 
-def test_checkpoints_are_log_spaced_and_the_last_is_the_model(trained: Path) -> None:
+def test_checkpoints_are_log_spaced_and_every_tenth_and_the_last_is_the_model(trained: Path) -> None:
     steps = [int(path.stem.removeprefix("step-")) for path in sorted((trained / "checkpoints").iterdir())]
-    assert steps == [0, 1, 2, 4, 8, 16, 24]
+    assert steps == [0, 1, 2, 4, 5, 7, 8, 10, 12, 14, 16, 17, 19, 22, 24]
     last, model = load_file(trained / "checkpoints" / "step-00000024.safetensors"), load.model(trained, Execution())
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, last[name])
     first = load_file(trained / "checkpoints" / "step-00000000.safetensors")
     assert any(not torch.equal(first[name], last[name]) for name in last)
     assert tiny.checkpoint_steps(1) == {0, 1}
-    assert tiny.checkpoint_steps(1024) == {0, *(2**power for power in range(11))}
-    assert tiny.checkpoint_steps(1500) == {0, *(2**power for power in range(11)), 1500}
+    assert tiny.checkpoint_steps(10) == {*range(11)}
+    assert tiny.checkpoint_steps(1500) == {0, *(2**power for power in range(11)), *range(150, 1501, 150)}
 
 
 def test_training_lowers_the_held_out_loss_and_says_so(trained: Path) -> None:
     summary = json.loads((trained / "training.json").read_text())
-    assert [point["step"] for point in summary["curve"]] == [0, 1, 2, 4, 8, 16, 24]
+    assert [point["step"] for point in summary["curve"]] == [0, 1, 2, 4, 5, 7, 8, 10, 12, 14, 16, 17, 19, 22, 24]
     assert summary["curve"][0]["held_out"] == pytest.approx(math.log(300), abs=0.2)
     assert summary["held_out_loss"] == summary["curve"][-1]["held_out"] < summary["curve"][0]["held_out"] - 0.5
     assert summary["curve"][0]["train"] is None
