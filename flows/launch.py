@@ -7,6 +7,7 @@ checked before anything is started, and when this ends, the history is complete 
     python -m flows.launch '{"profile": "smoke", "refresh": ["coder"]}'
 """
 
+import importlib
 import logging
 import os
 import signal
@@ -54,7 +55,7 @@ def parse(text: str) -> Parameters:
 def launch(parameters: Parameters, progress: Progress) -> "Outcome":
     """Run the flow on a server that is adopted or started for it."""
     with server.attached() as at:
-        import flows.rewrite  # noqa: F401 (this takes as long as the server takes to start)
+        importlib.import_module("flows.rewrite")  # this takes as long as the server takes to start
 
         server.wait_until_healthy(at)
         return run(parameters, progress)

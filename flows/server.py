@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from nlrewrite.errors import SettingError, Unreachable
 
@@ -173,7 +174,7 @@ def _locked(home: Path) -> Iterator[None]:
         yield
 
 
-def _nobody_else(users) -> bool:
+def _nobody_else(users: IO[str]) -> bool:
     fcntl.flock(users, fcntl.LOCK_UN)
     try:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)

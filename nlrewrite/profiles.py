@@ -299,5 +299,7 @@ def _sentence(error: ValidationError) -> str:
         case "union_tag_invalid":
             kinds = first.get("ctx", {}).get("expected_tags", "")
             return f"{where}.kind must be one of {kinds}: it is {first['input']['kind']!r}. Change --set {where}.kind"
+        case _:
+            pass
     message = first["msg"][:1].lower() + first["msg"][1:]
     return f"{where}: {message}, not {first['input']!r}. Change --set {where}"

@@ -247,8 +247,8 @@ def by_score(told: "pd.DataFrame", scores: "pd.DataFrame") -> Figure | None:
                     if len(mean) and not raw:
                         labels.append((float(mean[-1]), measure, colour))
             for label, face, style in (("as read", PAGE, "--"), ("quantile-normalised", MUTED, "-")):
-                marked = {"marker": "o", "markersize": 5, "markerfacecolor": face}
-                axes.plot([], [], color=MUTED, linestyle=style, linewidth=1.3, label=label, **marked)
+                shown = axes.plot([], [], color=MUTED, linestyle=style, linewidth=1.3, label=label)[0]
+                shown.set(marker="o", markersize=5, markerfacecolor=face)
             axes.set_xlim(0, 1)
             axes.set_ylim(0, 1.03)
             axes.set_yticks(QUARTERS, IN_PERCENT)
