@@ -195,6 +195,20 @@ class SimulateSpec(Spec):
     seed: int = Field(default=0, ge=0, lt=1 << 31)
 
 
+class GatesSpec(Spec):
+    """Lexical gates: for each latent the tokens on which it may be active at all, learned on the explain split."""
+
+    keep: float = Field(default=0.95, gt=0, le=1, description="Share of a latent's activations that its gate keeps.")
+    tokens: int = Field(default=200, ge=1, le=100_000, description="Tokens in a gate, at most.")
+
+
+class GatingSpec(Spec):
+    """A gate applied to every position of one split: alone, or with what the sentence says inside it."""
+
+    split: Split = "report"
+    sentence: bool = Field(default=False, description="Inside the gate the sentence speaks; else the gate alone.")
+
+
 class ScoreSpec(Spec):
     """Detection and fuzzing at 50/50, and the scores that hold at natural prevalence."""
 
@@ -208,9 +222,20 @@ class CalibrateSpec(Spec):
     """Maps from the simulator's digits to activations, fitted on the calibrate split."""
 
     calibrators: tuple[str, ...] = Field(
-        default=("none", "quantile-6", "quantile-7", "hurdle"),
+        default=(
+            "none",
+            "quantile-6",
+            "quantile-7",
+            "quantile-6+gain",
+            "prior-shift",
+            "platt",
+            "isotonic-shrunk",
+            "digit-values",
+            "hurdle",
+            "levels",
+        ),
         min_length=1,
-        description="none, hurdle, quantile-1 to quantile-9 (Hyndman and Fan's types).",
+        description="Calibrators to fit; docs/calibrators.md names them all.",
     )
     folds: int = Field(
         default=4, ge=2, le=20, description="Folds over document groups that choose the default calibrator."
@@ -226,13 +251,49 @@ class EvaluateSpec(Spec):
 
     fractions: tuple[float, ...] = Field(default=(0.1, 0.25, 0.5, 0.75, 1.0), min_length=1)
     positions: tuple[Literal["all", "last"], ...] = Field(default=("all", "last"), min_length=1)
-    selections: tuple[Literal["top", "sampled"], ...] = ("top", "sampled")
+    selections: tuple[Literal["top", "sampled", "gain"], ...] = Field(
+        default=("top", "sampled"),
+        description="top: best rank_by first; sampled: random; gain: largest held-out gain of the calibrator first.",
+    )
+    rank_by: Literal[
+        "detection_f1", "fuzzing_f1", "detection_balanced_accuracy", "mcc", "auprc", "sensitivity", "specificity"
+    ] = Field(
+        default="detection_f1",
+        description="The score by which 'top' orders the latents.",
+        json_schema_extra={"since": 2},
+    )
+    harmless: bool = Field(
+        default=True,
+        description="Add an arm that uses a latent's sentence only where it is sure to help on the calibrate split.",
+        json_schema_extra={"since": 2},
+    )
     subsets: int = Field(default=2, ge=1, le=100, description="Random subsets of latents that 'sampled' draws.")
-    topk: tuple[Literal["none", "values", "deviations"], ...] = ("none", "values", "deviations")
+    draw: Literal["nested", "fresh"] = Field(
+        default="nested",
+        description="nested: one order of latents for all fractions, windows and arms; fresh: drawn again every time.",
+        json_schema_extra={"since": 2},
+    )
+    topk: tuple[Literal["none", "values", "deviations", "mixed"], ...] = Field(
+        default=("none", "values", "deviations"),
+        description="mixed: over predicted and true values together, as published; it evicts true ones.",
+    )
+    unexplained: Literal["mean", "true", "zero", "largest"] = Field(
+        default="mean",
+        description="What a latent without a readable sentence is given.",
+        json_schema_extra={"since": 2},
+    )
     least_base_loss: float = Field(
         default=0.0, ge=0, description="Prompts with a lower base loss are left out (P2: 0.1)."
     )
+    interval: Literal["percentile", "bca"] = Field(
+        default="percentile", description="How an interval is read off the resamples.", json_schema_extra={"since": 2}
+    )
     resamples: int = Field(default=2000, ge=200, le=100_000, description="Bootstrap resamples over document groups.")
+    protocol: Literal["ours", "p1", "p2", "p1-code"] = Field(
+        default="ours",
+        description="Whose protocol the settings follow; the results name it and its defects.",
+        json_schema_extra={"since": 2},
+    )
     seed: int = Field(default=0, ge=0, lt=1 << 31)
 
     @model_validator(mode="after")
@@ -243,6 +304,51 @@ class EvaluateSpec(Spec):
                     f"a fraction must lie above 0 and be at most 1: {fraction:g}. Change --set evaluate.fractions"
                 )
         return self
+
+
+# -- probes: questions about the method, answered on the same subject and coder ----------------------------------------
+
+Auc = Annotated[float, Field(ge=0.5, lt=1, description="Area under the ROC curve of a simulator's score.")]
+
+
+class LadderSpec(Spec):
+    """From the published protocol to ours, one change a row, with the paired effect of each."""
+
+    aucs: tuple[Auc, ...] = Field(default=(0.84, 0.95), description="Oracle simulators, beside the rules.")
+    fractions: tuple[float, ...] = Field(default=(0.5, 1.0), min_length=1)
+    resamples: int = Field(default=2000, ge=200, le=100_000)
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+
+
+class RequirementSpec(Spec):
+    """How good a simulator must be: gap closed against specificity, and against AUC, by oracle simulators."""
+
+    specificities: tuple[float, ...] = Field(
+        default=(0.8, 0.9, 0.97, 0.99, 0.997, 0.999, 0.9997, 0.9999), description="Of flags, at the sensitivity below."
+    )
+    sensitivity: float = Field(default=0.8, gt=0, le=1)
+    aucs: tuple[Auc, ...] = Field(default=(0.6, 0.76, 0.84, 0.9, 0.95, 0.98, 0.99, 0.999))
+    resamples: int = Field(default=2000, ge=200, le=100_000)
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+
+
+class SampleSizeSpec(Spec):
+    """How many contexts calibration takes: drawn at random, or by whether the latent is active."""
+
+    contexts: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        default=(250, 500, 1000, 2000, 4000), description="Random contexts; more than there are means all."
+    )
+    cases: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] = Field(
+        default=((10, 40), (20, 80), (50, 200), (100, 400)), description="Active and inactive contexts of each latent."
+    )
+    auc: Auc = 0.9
+    calibrators: tuple[str, ...] = Field(default=("quantile-7", "quantile-6", "hurdle"), min_length=1)
+    resamples: int = Field(default=2000, ge=200, le=100_000)
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+
+
+Probe = Literal["ladder", "requirement", "sample-size"]
+PROBES: tuple[Probe, ...] = ("ladder", "requirement", "sample-size")
 
 
 class ReportSpec(Spec):
@@ -271,13 +377,38 @@ class RewriteSpec(Spec):
     calibrate: CalibrateSpec = CalibrateSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     report: ReportSpec = ReportSpec()
+    gates: GatesSpec = Field(default=GatesSpec(), json_schema_extra={"since": 2})
+    rungs: bool = Field(
+        default=True,
+        description="Measure the lexical gate alone and the sentence inside it, beside the sentence alone.",
+        json_schema_extra={"since": 2},
+    )
+    probes: tuple[Probe, ...] = Field(
+        default=(), description="Questions about the method to answer as well.", json_schema_extra={"since": 2}
+    )
+    ladder: LadderSpec = Field(default=LadderSpec(), json_schema_extra={"since": 2})
+    requirement: RequirementSpec = Field(default=RequirementSpec(), json_schema_extra={"since": 2})
+    sample_size: SampleSizeSpec = Field(default=SampleSizeSpec(), json_schema_extra={"since": 2})
 
 
 def with_seed(fields: dict[str, Any], seed: int) -> dict[str, Any]:
     """`fields` of a RewriteSpec with `seed` in every stage that draws and does not name its own."""
     stages = {
         name: dict(fields.get(name, {}))
-        for name in ("text", "tokens", "coder", "activations", "explain", "simulate", "score", "calibrate", "evaluate")
+        for name in (
+            "text",
+            "tokens",
+            "coder",
+            "activations",
+            "explain",
+            "simulate",
+            "score",
+            "calibrate",
+            "evaluate",
+            "ladder",
+            "requirement",
+            "sample_size",
+        )
     }
     if fields.get("subject", {}).get("kind", "tiny") == "tiny":
         stages["subject"] = dict(fields.get("subject", {}))

@@ -39,15 +39,24 @@ class Simulated:
     latent: np.ndarray
     position: np.ndarray
     level: np.ndarray
-    expected: np.ndarray
-    """Expected digit at each level."""
+    digits_ZD: np.ndarray
+    """What each level means as a distribution over the ten digits."""
     explained: np.ndarray
     """[L]: whether the latent's sentence could be read."""
 
     def at(self, rows_P: np.ndarray) -> "Simulated":
         """The pairs at the positions chosen by a mask."""
         kept = rows_P[self.position]
-        return Simulated(self.latent[kept], self.position[kept], self.level[kept], self.expected, self.explained)
+        return Simulated(self.latent[kept], self.position[kept], self.level[kept], self.digits_ZD, self.explained)
+
+    @property
+    def levels(self) -> int:
+        return len(self.digits_ZD)
+
+    @property
+    def expected(self) -> np.ndarray:
+        """Expected digit at each level."""
+        return self.digits_ZD @ np.arange(DIGITS)
 
 
 def build(spec: SimulateSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
@@ -86,7 +95,7 @@ def read(folder: Folder) -> Simulated:
     arrays = load_file(folder.path(LEVELS))
     table = np.array(json.loads(folder.path("distributions.json").read_text())["levels"])
     explained = (read_outcomes(folder)["outcome"] == "ok").to_numpy()
-    return Simulated(arrays["latent"], arrays["position"], arrays["level"], table @ np.arange(DIGITS), explained)
+    return Simulated(arrays["latent"], arrays["position"], arrays["level"], table, explained)
 
 
 def read_outcomes(folder: Folder) -> "pd.DataFrame":
