@@ -8,7 +8,6 @@ figure can be computed again from `losses.parquet`.
 
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +15,14 @@ import numpy as np
 
 from nlrewrite.activations.codes import Codes, constant_codes, oracle_codes, true_codes
 from nlrewrite.activations.pairs import read
-from nlrewrite.activations.statistics import read_latents, write_table
+from nlrewrite.activations.statistics import write_table
 from nlrewrite.artifacts import Folder
-from nlrewrite.calibrate.cells import cells
 from nlrewrite.calibrate.fit import ON_PROMPT, Calibrated, fit, fitting_on, read_calibrated
 from nlrewrite.coders import topk
-from nlrewrite.errors import SettingError
-from nlrewrite.evaluate import bootstrap, equivalent, lookup
+from nlrewrite.evaluate import bootstrap, equivalent, latents, lookup
 from nlrewrite.evaluate.arms import Arm, Sources, arms
 from nlrewrite.evaluate.losses import Losses, Where, Write, losses
-from nlrewrite.score import measures
+from nlrewrite.evaluate.summarise import headline, summarise
 from nlrewrite.score.build import read_scores
 from nlrewrite.seeds import generator
 from nlrewrite.simulate import rules as simulation
@@ -65,7 +62,7 @@ def build(spec: EvaluateSpec, inputs: dict[str, Folder], out: Path, running: "Ru
     trained = _as_training(spec, planned, measured, where, sources.chosen, model, weights, windows, running)
     results = {"headline": headline(rows, sources.chosen), "arms": rows, "equivalent_training": trained}
     (out / "results.json").write_text(json.dumps(results, indent=1))
-    _write_latents(inputs, sources, coder.dec_LE.numpy(), out)
+    latents.write_latents(inputs, sources, coder.dec_LE.numpy(), out)
 
 
 def gather(inputs: dict[str, Folder], where: Positions, dec_LE: np.ndarray, vocabulary: int) -> Sources:
@@ -147,109 +144,6 @@ def site_means(
     return x_sum / count, y_sum / count
 
 
-def summarise(
-    spec: EvaluateSpec,
-    planned: list[Arm],
-    measured: dict[str, Losses],
-    where: Positions,
-    windows: Windows,
-) -> tuple[dict[str, np.ndarray], list[dict[str, object]]]:
-    """Sums per arm and window, and a row of figures per arm."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("arm", "window", "group", "positions", "ce", "kl")}
-    rows: list[dict[str, object]] = []
-    for position in spec.positions:
-        of_position = [index for index, arm in enumerate(planned) if arm.key.position == position]
-        base = next(index for index in of_position if planned[index].key.arm == "original")
-        kept = measured[str(base)].ce >= spec.least_base_loss
-        if not kept.any():
-            raise SettingError(
-                f"some prompt must have a base loss of evaluate.least_base_loss: it is {spec.least_base_loss:g}, and "
-                f"the highest is {measured[str(base)].ce.max():.3g}. Lower --set evaluate.least_base_loss"
-            )
-        window = (where.window if position == "all" else np.arange(len(windows)))[kept]
-        counts = np.bincount(window, minlength=len(windows))
-        ce, kl = (
-            np.stack(
-                [
-                    np.bincount(window, getattr(measured[str(index)], name)[kept], minlength=len(windows))
-                    for index in of_position
-                ]
-            )
-            for name in ("ce", "kl")
-        )
-        for place, index in enumerate(of_position):
-            columns["arm"].append(np.full(len(windows), index, dtype=np.int32))
-            columns["window"].append(np.arange(len(windows), dtype=np.int32))
-            columns["group"].append(windows.group)
-            columns["positions"].append(counts.astype(np.int32))
-            columns["ce"].append(ce[place])
-            columns["kl"].append(kl[place])
-        groups, of_window = np.unique(windows.group, return_inverse=True)
-        gather_GW = np.zeros((len(groups), len(windows)))
-        gather_GW[of_window, np.arange(len(windows))] = 1
-        in_ce, in_kl = (
-            bootstrap.resample(
-                gather_GW @ sums.T,
-                gather_GW @ counts,
-                spec.resamples,
-                generator(spec.seed, "evaluate", "bootstrap", position),  # the same documents for both figures
-            )
-            for sums in (ce, kl)
-        )
-        rows += _figures(planned, of_position, in_ce, in_kl, counts, windows)
-    return {name: np.concatenate(parts) for name, parts in columns.items()}, rows
-
-
-def _figures(
-    planned: list[Arm],
-    indices: list[int],
-    ce: bootstrap.Resampled,
-    kl: bootstrap.Resampled,
-    counts_W: np.ndarray,
-    windows: Windows,
-) -> list[dict[str, object]]:
-    place = {index: at for at, index in enumerate(indices)}
-    named = {planned[index].key.arm: place[index] for index in indices if planned[index].key.selection == "all"}
-    means = {planned[index].compared: place[index] for index in indices if planned[index].key.arm == "mean"}
-    original, coder, token = named["original"], named["coder"], named["token_lookup"]
-    rows = []
-    for index in indices:
-        arm, at = planned[index], place[index]
-        floor = means[arm.compared]
-        delta, divergence = ce.difference(at, original), kl.difference(at, original)
-        gap = ce.share(floor, coder, at)
-        gap_kl = kl.share(floor, coder, at)
-        over = ce.share_difference(floor, coder, at, token) if arm.compared == ("all", 1.0, 0) else None
-        over_bigram = (
-            ce.share_difference(floor, coder, at, named["bigram_lookup"]) if arm.compared == ("all", 1.0, 0) else None
-        )
-        rows.append(
-            {
-                **asdict(arm.key),
-                "n_latents": arm.n_latents,
-                "n_unexplained": arm.n_unexplained,
-                "n_contexts": int(counts_W.sum()),
-                "n_documents": len(np.unique(windows.document[counts_W > 0])),
-                "n_groups": len(np.unique(windows.group[counts_W > 0])),
-                "ce": float(ce.measured_A[at]),
-                "delta_ce": delta.mean,
-                "delta_ce_low": delta.low,
-                "delta_ce_high": delta.high,
-                "kl": divergence.mean,
-                "kl_low": divergence.low,
-                "kl_high": divergence.high,
-                "gap_closed": gap and gap.mean,
-                "gap_closed_low": gap and gap.low,
-                "gap_closed_high": gap and gap.high,
-                "gap_closed_kl": gap_kl and gap_kl.mean,
-                "over_token_lookup": over and asdict(over),
-                "over_bigram_lookup": over_bigram and asdict(over_bigram),
-                "eviction_rate": 0.0,
-            }
-        )
-    return rows
-
-
 def _as_training(
     spec: EvaluateSpec,
     planned: list[Arm],
@@ -285,84 +179,3 @@ def _as_training(
 
 def _quoted(arm: Arm, chosen: str) -> bool:
     return arm.key.arm == "rewritten" and arm.key.explanation == "rules" and arm.key.calibrator == chosen
-
-
-def headline(rows: list[dict[str, object]], chosen: str) -> dict[str, object]:
-    """The one number, its row, and the controls it must stand beside: all latents, patched at all positions."""
-    position = "all" if any(row["position"] == "all" for row in rows) else "last"
-    whole = [row for row in rows if row["position"] == position and row["selection"] == "all" and row["topk"] == "none"]
-    by_arm = {row["arm"]: row for row in whole if row["arm"] != "rewritten"}
-    quoted = next(row for row in whole if row["explanation"] == "rules" and row["calibrator"] == chosen)
-    key = ("arm", "site", "simulator", "explanation", "calibrator", "information", "topk", "selection", "subset_seed")
-
-    def loss(arm: str) -> float:
-        value = by_arm[arm]["delta_ce"]
-        assert isinstance(value, float)
-        return value
-
-    return {
-        "position": position,
-        "fraction": 1,
-        **{name: quoted[name] for name in key},
-        "chosen_on": "calibrate",
-        "gap_closed": quoted["gap_closed"],
-        "low": quoted["gap_closed_low"],
-        "high": quoted["gap_closed_high"],
-        "token_lookup": by_arm["token_lookup"]["gap_closed"],
-        "bigram_lookup": by_arm["bigram_lookup"]["gap_closed"],
-        "shuffled": by_arm["shuffled"]["gap_closed"],
-        "oracle": by_arm["oracle"]["gap_closed"],
-        "coder_share": (loss("mean") - loss("coder")) / loss("mlp_mean"),
-        "over_token_lookup": quoted["over_token_lookup"],
-        "over_bigram_lookup": quoted["over_bigram_lookup"],
-        "n_latents": quoted["n_latents"],
-        "n_unexplained": quoted["n_unexplained"],
-    }
-
-
-def _write_latents(inputs: dict[str, Folder], sources: Sources, dec_LE: np.ndarray, out: Path) -> None:
-    """Per latent: what the reader and the calibrators made of it on the report split."""
-    simulated = simulation.read(inputs["simulation"])
-    counted = cells(simulated, sources.truth.extra_PL)
-    known = read_latents(inputs["explain"])
-    energy = known["mean_square"].to_numpy() * np.square(dec_LE).sum(1)
-    chosen, _ = sources.rewritten[sources.chosen]
-    by_quantiles = [each for name, (each, _) in sources.rewritten.items() if re.fullmatch(r"quantile-\d", name)]
-    normalised = by_quantiles[0] if by_quantiles else None
-    audible = np.zeros(counted.said.shape, dtype=bool) if normalised is None else normalised.values_LZ > 0
-    found = np.where(audible, counted.active, 0).sum(1) if normalised else np.full(len(dec_LE), np.nan)
-    silent = counted.said - counted.active
-    refused = np.where(audible, 0, silent).sum(1) if normalised else np.full(len(dec_LE), np.nan)
-    columns = {
-        "latent": np.arange(len(dec_LE), dtype=np.int32),
-        "explained": simulated.explained,
-        "energy": energy,
-        "sensitivity_raw": measures.sensitivity(counted.active),
-        "specificity_raw": measures.specificity(counted.said, counted.active),
-        "sensitivity_quantile": np.where(
-            counted.active.sum(1) > 0, found / np.maximum(counted.active.sum(1), 1), np.nan
-        ),
-        "specificity_quantile": refused / np.maximum(silent.sum(1), 1),
-    }
-    write_table(columns, out / "latents.parquet")
-    drawn: dict[str, Calibrated] = {name: each for name, (each, _) in sources.rewritten.items()}
-    (out / "spread.json").write_text(
-        json.dumps(_spread(drawn, chosen.name, counted.said, sources, known["max"].to_numpy()))
-    )
-
-
-def _spread(
-    drawn: dict[str, Calibrated], chosen: str, said_LZ: np.ndarray, sources: Sources, largest_L: np.ndarray
-) -> dict[str, object]:
-    """Histograms over all pairs (latent, position) of activations as shares of the latent's largest one."""
-    edges = np.concatenate([[0.0], np.geomspace(1e-4, 2.0, 44)])  # what lies above counts in the last bin
-    unit = np.maximum(largest_L, 1e-9)
-    truth = sources.truth.extra_PL
-    true_counts = np.histogram(np.minimum(truth.data / unit[truth.indices], edges[-1]), edges)[0]
-    shares = {"true": true_counts.tolist()}
-    for name, each in drawn.items():
-        shares[name] = np.histogram(
-            np.clip(each.values_LZ / unit[:, None], 0, edges[-1]).ravel(), edges, weights=said_LZ.ravel()
-        )[0].tolist()
-    shares["true"][0] = float(np.prod(truth.get_shape()) - sum(shares["true"][1:]))
-    return {"edges": edges.tolist(), "chosen": chosen, "counts": shares}
