@@ -16,8 +16,9 @@ import torch
 from nlrewrite import steps
 from nlrewrite.activations import codes, pairs
 from nlrewrite.artifacts import Artifact, Folder, Store
+from nlrewrite.calibrate import lookup
 from nlrewrite.coders import topk
-from nlrewrite.evaluate import bootstrap, lookup
+from nlrewrite.evaluate import bootstrap
 from nlrewrite.evaluate.arms import Writer
 from nlrewrite.evaluate.build import site_means
 from nlrewrite.evaluate.losses import losses

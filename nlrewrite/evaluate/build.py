@@ -17,9 +17,10 @@ from nlrewrite.activations.codes import Codes, constant_codes, oracle_codes, tru
 from nlrewrite.activations.pairs import read
 from nlrewrite.activations.statistics import write_table
 from nlrewrite.artifacts import Folder
+from nlrewrite.calibrate import lookup
 from nlrewrite.calibrate.fit import ON_PROMPT, Calibrated, fit, fitting_on, read_calibrated
 from nlrewrite.coders import topk
-from nlrewrite.evaluate import bootstrap, equivalent, latents, lookup
+from nlrewrite.evaluate import bootstrap, equivalent, latents
 from nlrewrite.evaluate.arms import Arm, Sources, arms
 from nlrewrite.evaluate.losses import Losses, Where, Write, losses
 from nlrewrite.evaluate.summarise import headline, summarise

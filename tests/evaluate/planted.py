@@ -9,9 +9,9 @@ from scipy import sparse
 from nlrewrite.activations.codes import Codes, constant_codes, oracle_codes, true_codes
 from nlrewrite.activations.pairs import Active
 from nlrewrite.calibrate.fit import Calibrated
+from nlrewrite.calibrate.lookup import Seen, bigram_lookup, token_lookup
 from nlrewrite.coders.topk import TopKCoder
 from nlrewrite.evaluate.arms import Sources
-from nlrewrite.evaluate.lookup import Seen, bigram_lookup, token_lookup
 from nlrewrite.seeds import generator, torch_generator
 from nlrewrite.specs import Site
 from nlrewrite.subject import sites

@@ -1,14 +1,15 @@
 import numpy as np
 import pytest
+from scipy import sparse
 
-from nlrewrite.evaluate import lookup
-from nlrewrite.evaluate.lookup import Seen
+from nlrewrite.activations.codes import Codes
+from nlrewrite.calibrate import lookup
+from nlrewrite.calibrate.lookup import Seen
 from nlrewrite.seeds import generator
 from nlrewrite.text.positions import Positions
-from tests.evaluate.planted import random_codes
 
-VOCABULARY = 7
-DECODER = generator(0, "decoder").normal(size=(12, 5)).astype(np.float32)
+VOCABULARY, LATENTS = 7, 12
+DECODER = generator(0, "decoder").normal(size=(LATENTS, 5)).astype(np.float32)
 
 
 def text(windows: int, length: int, seed: int, tokens: int = VOCABULARY - 1) -> Positions:
@@ -18,8 +19,9 @@ def text(windows: int, length: int, seed: int, tokens: int = VOCABULARY - 1) -> 
 
 
 def seen(where: Positions, seed: int) -> Seen:
-    codes = random_codes(len(where), seed)
-    return Seen(where, type(codes)(np.zeros(12, dtype=np.float32), abs(codes.extra_PL)))
+    draws = generator(seed, "codes")
+    dense = np.abs(draws.normal(size=(len(where), LATENTS))) * (draws.random((len(where), LATENTS)) < 0.3)
+    return Seen(where, Codes(np.zeros(LATENTS, dtype=np.float32), sparse.csr_matrix(dense.astype(np.float32))))
 
 
 FITTED = [seen(text(4, 9, 1), 1), seen(text(3, 6, 2), 2)]
