@@ -48,6 +48,9 @@ def _table(*steps: Step) -> dict[str, Step]:
     return {step.kind: step for step in steps}
 
 
+_PROBED = ("subject", "tokens", "coder", "explain", "calibrate", "report")
+_PROBED_SPLITS = (("explain", "explain"), ("calibrate", "calibrate"), ("report", "report"))
+
 STEPS = _table(
     Step("corpus", 1, "nlrewrite.text.corpus:build", ("nlrewrite.text.corpus", "nlrewrite.text.sources", "nlrewrite.text.documents", "nlrewrite.text.hub", "nlrewrite.text.duplicates")),
     Step("subject", 1, "nlrewrite.subject.build:build", ("nlrewrite.subject.build", "nlrewrite.subject.load", "nlrewrite.subject.sites", "nlrewrite.subject.tiny"), ("corpus",)),
@@ -55,10 +58,14 @@ STEPS = _table(
     Step("coder", 1, "nlrewrite.coders.train:build", ("nlrewrite.coders.train", "nlrewrite.coders.topk", "nlrewrite.subject.sites"), ("subject", "tokens")),
     Step("activations", 1, "nlrewrite.activations.collect:build", ("nlrewrite.activations.collect", "nlrewrite.activations.pairs", "nlrewrite.activations.statistics", "nlrewrite.subject.batches", "nlrewrite.subject.sites", "nlrewrite.text.positions"), ("subject", "tokens", "coder")),
     Step("explanations", 1, "nlrewrite.explain.rules:build", ("nlrewrite.explain.rules", "nlrewrite.explain.search", "nlrewrite.explain.evidence", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations"), (("activations", "explain"),)),
+    Step("gates", 1, "nlrewrite.explain.gate:build", ("nlrewrite.explain.gate", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations"), (("activations", "explain"),)),
     Step("simulation", 1, "nlrewrite.simulate.rules:build", ("nlrewrite.simulate.rules", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "explanations")),
-    Step("scores", 1, "nlrewrite.score.build:build", ("nlrewrite.score.build", "nlrewrite.score.measures", "nlrewrite.calibrate.cells", "nlrewrite.activations.codes"), ("tokens", "activations", "simulation"), (("activations", "calibrate"), ("simulation", "calibrate"))),
+    Step("scores", 2, "nlrewrite.score.build:build", ("nlrewrite.score.build", "nlrewrite.score.measures", "nlrewrite.calibrate.cells", "nlrewrite.activations.codes"), ("tokens", "activations", "simulation"), (("activations", "calibrate"), ("simulation", "calibrate"))),
     Step("calibration", 1, "nlrewrite.calibrate.fit:build", ("nlrewrite.calibrate.fit", "nlrewrite.activations.codes", "nlrewrite.calibrate.cells", "nlrewrite.calibrate.quantile", "nlrewrite.calibrate.hurdle"), ("tokens", "activations", "explain", "coder", "simulation"), (("activations", "calibrate"), ("explain", "explain"), ("simulation", "calibrate"))),
     Step("evaluation", 1, "nlrewrite.evaluate.build:build", ("nlrewrite.evaluate.build", "nlrewrite.evaluate.arms", "nlrewrite.activations.codes", "nlrewrite.calibrate.lookup", "nlrewrite.evaluate.losses", "nlrewrite.evaluate.bootstrap", "nlrewrite.evaluate.equivalent", "nlrewrite.evaluate.summarise", "nlrewrite.evaluate.latents", "nlrewrite.subject.sites"), (), (("explain", "explain"), ("calibrate", "calibrate"), ("report", "report"), ("simulation", "report"), ("simulation-shuffled", "report"))),
+    Step("ladder", 1, "nlrewrite.probes.ladder:build", ("nlrewrite.probes.ladder", "nlrewrite.probes.panel"), (*_PROBED, "on-calibrate", "simulation"), (*_PROBED_SPLITS, ("on-calibrate", "calibrate"), ("simulation", "report"))),
+    Step("requirement", 1, "nlrewrite.probes.requirement:build", ("nlrewrite.probes.requirement", "nlrewrite.probes.panel", "nlrewrite.probes.theory"), _PROBED, _PROBED_SPLITS),
+    Step("sample-size", 1, "nlrewrite.probes.sample_size:build", ("nlrewrite.probes.sample_size", "nlrewrite.probes.panel"), (*_PROBED, "on-calibrate", "simulation"), (*_PROBED_SPLITS, ("on-calibrate", "calibrate"), ("simulation", "report"))),
     Step("report", 1, "nlrewrite.report.build:build", ("nlrewrite.report.build", "nlrewrite.report.facts", "nlrewrite.report.wording", "nlrewrite.report.latents", "nlrewrite.report.drawing", "nlrewrite.report.figures", "nlrewrite.report.markup", "nlrewrite.report.style", "nlrewrite.report.tables", "nlrewrite.report.listing", "nlrewrite.report.page")),
 )  # fmt: skip
 

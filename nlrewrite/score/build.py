@@ -3,7 +3,9 @@
 In: windows, true activations and simulated levels of the calibrate split. Out: `scores.parquet`, one row per latent.
 Detection shows windows, half of them with an activation (drawn evenly from its ten deciles), and asks which activate
 the latent; fuzzing shows a marked token in windows that do, half of them rightly marked. The reader answers yes where
-its level is above 0. Invariant: the draws of a latent depend on the seed and the latent alone.
+its level is above 0. Precision is carried from the quiz to the text: the base rate is that of windows with an
+activation for detection, that of tokens for fuzzing. Invariant: the draws of a latent depend on the seed and the
+latent alone.
 """
 
 from pathlib import Path
@@ -37,27 +39,39 @@ def build(spec: ScoreSpec, inputs: dict[str, Folder], out: Path, running: "Runni
     latents = len(simulated.explained)
     truth = active.by_latent(latents)
     bounds = np.searchsorted(simulated.latent, np.arange(latents + 1))
-    quizzes = np.zeros((latents, 2, 3))
+    quizzes = np.zeros((latents, 2, 4))
+    windows_active = np.zeros(latents)
     with running.progress.stage("score", latents) as advance:
         for latent in range(latents):
             said = simulated.position[bounds[latent] : bounds[latent + 1]]
             draws = generator(spec.seed, "score", latent)
             quizzes[latent] = _quizzes(latent, truth, said, where, len(windows), spec, draws)
+            windows_active[latent] = len(np.unique(where.window[truth.of(latent)[0]]))
             advance(1)
     table = cells(simulated, true_codes(active, latents).extra_PL)
+    rate = table.active.sum(1) / max(table.positions, 1)
+    mcc = measures.matthews(table.said, table.active)
+    detection, fuzzing = quizzes[:, 0].T, quizzes[:, 1].T
+    scores = {
+        "detection_f1": measures.f1(*detection[:3]),
+        "fuzzing_f1": measures.f1(*fuzzing[:3]),
+        "detection_balanced_accuracy": measures.balanced_accuracy(*detection),
+        "fuzzing_balanced_accuracy": measures.balanced_accuracy(*fuzzing),
+        "detection_precision": measures.precision_at(windows_active / len(windows), *detection),
+        "fuzzing_precision": measures.precision_at(rate, *fuzzing),
+        "sensitivity": measures.sensitivity(table.active),
+        "specificity": measures.specificity(table.said, table.active),
+        "mcc": mcc,
+        "mcc2": mcc**2,
+        "explained_by_flags": measures.explained_by_flags(mcc, rate, _spread(truth, latents)),
+        "auprc": measures.average_precision(table.said, table.active),
+    }
     columns = {
         "latent": np.arange(latents, dtype=np.int32),
         "explained": simulated.explained,
-        "detection_f1": measures.f1(*quizzes[:, 0].T),
-        "fuzzing_f1": measures.f1(*quizzes[:, 1].T),
-        "sensitivity": measures.sensitivity(table.active),
-        "specificity": measures.specificity(table.said, table.active),
-        "mcc": measures.matthews(table.said, table.active),
-        "auprc": measures.average_precision(table.said, table.active),
+        **{name: np.where(simulated.explained, score, np.nan).astype(np.float32) for name, score in scores.items()},
         "active": table.active.sum(1).astype(np.int64),
     }
-    for name in ("detection_f1", "fuzzing_f1", "sensitivity", "specificity", "mcc", "auprc"):
-        columns[name] = np.where(simulated.explained, columns[name], np.nan).astype(np.float32)
     write_table(columns, out / "scores.parquet")
 
 
@@ -76,10 +90,10 @@ def _quizzes(
     spec: ScoreSpec,
     draws: np.random.Generator,
 ) -> np.ndarray:
-    """Detection and fuzzing: hits, false alarms and misses of each."""
+    """Detection and fuzzing: hits, false alarms, misses and right rejections of each."""
     position, value = truth.of(latent)
     if not len(position):
-        return np.zeros((2, 3))
+        return np.zeros((2, 4))
     asked = position[_by_decile(value, spec.examples, draws)]
     active_windows = np.unique(where.window[position])
     silent = np.setdiff1d(np.arange(windows), active_windows)
@@ -88,14 +102,26 @@ def _quizzes(
     seen_windows = np.zeros(windows, dtype=bool)
     seen_windows[where.window[said]] = True
     hits = int(seen_windows[shown].sum())
-    detection = [hits, int(seen_windows[others].sum()), len(shown) - hits]
+    alarms = int(seen_windows[others].sum())
+    detection = [hits, alarms, len(shown) - hits, len(others) - alarms]
 
     beside = np.flatnonzero(np.isin(where.window, where.window[asked]))
     beside = np.setdiff1d(beside, position)
     marked = draws.permutation(beside)[: len(asked)]
     hits = int(np.isin(asked, said).sum())
-    fuzzing = [hits, int(np.isin(marked, said).sum()), len(asked) - hits]
+    alarms = int(np.isin(marked, said).sum())
+    fuzzing = [hits, alarms, len(asked) - hits, len(marked) - alarms]
     return np.array([detection, fuzzing], dtype=np.float64)
+
+
+def _spread(truth: ByLatent, latents: int) -> np.ndarray:
+    """Coefficient of variation of each latent's activations above 0; 0 for one that never is."""
+    found = np.zeros(latents)
+    for latent in range(latents):
+        value = truth.of(latent)[1].astype(np.float64)
+        if len(value):
+            found[latent] = value.std() / value.mean()
+    return found
 
 
 def _by_decile(value: np.ndarray, count: int, draws: np.random.Generator) -> np.ndarray:

@@ -2,6 +2,10 @@
 
 In: counts per latent. Out: scores per latent, NaN where a score has no meaning (no active case, no inactive one).
 Invariant: pure functions of counts.
+
+A quiz asks about as many active cases as inactive ones, text does not: at a base rate of 0.001 a reader that is right
+in 80% of either kind is right in 0.4% of the cases that it calls active. `precision_at` says so. Of the scores here
+MCC squared is the one that tells how much of a latent's variance its flags can explain (`explained_by_flags`).
 """
 
 import numpy as np
@@ -31,6 +35,27 @@ def matthews(said_LZ: np.ndarray, active_LZ: np.ndarray, least: int = 1) -> np.n
     return np.where(product > 0, (found * right - wrong * missed) / np.sqrt(np.maximum(product, 1)), 0.0)
 
 
+def balanced_accuracy(hits: np.ndarray, false_alarms: np.ndarray, misses: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Mean of sensitivity and specificity."""
+    return (_ratio(hits, hits + misses) + _ratio(right, right + false_alarms)) / 2
+
+
+def precision_at(
+    rate: np.ndarray, hits: np.ndarray, false_alarms: np.ndarray, misses: np.ndarray, right: np.ndarray
+) -> np.ndarray:
+    """Share of the called cases that are active, where a share `rate` of all cases is; NaN if none would be called."""
+    found = _ratio(hits, hits + misses) * rate
+    return _ratio(found, found + _ratio(false_alarms, right + false_alarms) * (1 - rate))
+
+
+def explained_by_flags(matthews: np.ndarray, rate: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Share of a latent's variance that the best estimate from its flags explains: MCC^2 / (1 + CV^2 / (1 - rate)).
+
+    `spread` is the coefficient of variation CV of the activations above 0, which flags say nothing of.
+    """
+    return matthews**2 / (1 + spread**2 / np.maximum(1 - rate, 1e-9))
+
+
 def average_precision(said_LZ: np.ndarray, active_LZ: np.ndarray) -> np.ndarray:
     """Area under precision and recall, thresholds falling from the highest level; ties stand together."""
     found = np.cumsum(active_LZ[:, ::-1], axis=1)
@@ -40,4 +65,4 @@ def average_precision(said_LZ: np.ndarray, active_LZ: np.ndarray) -> np.ndarray:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray, empty: float = np.nan) -> np.ndarray:
-    return np.where(whole > 0, part / np.maximum(whole, 1), empty)
+    return np.where(whole > 0, part / np.where(whole > 0, whole, 1), empty)

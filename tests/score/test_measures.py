@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlrewrite.score import measures
+from nlrewrite.seeds import generator
 
 DIGITS = 10
 cases = st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=40)
@@ -73,6 +74,35 @@ def test_f1_in_closed_form() -> None:
     assert found[1] == 0
     assert np.isnan(found[2])
     assert found[3] == 1
+
+
+def test_precision_is_that_of_text_and_not_of_the_quiz() -> None:
+    rate, counts = (
+        np.array([0.001, 0.5, 0.001, 0.2]),
+        np.array([[40, 10, 10, 40]] * 2 + [[0, 0, 50, 50], [50, 0, 0, 0]]),
+    )
+    found = measures.precision_at(rate, *counts.T.astype(float))
+    assert found[0] == pytest.approx(0.8 * 0.001 / (0.8 * 0.001 + 0.2 * 0.999))
+    assert found[0] < 0.0041
+    assert found[1] == pytest.approx(0.8)  # at the quiz's own rate it is the quiz's precision
+    assert np.isnan(found[2]), "nothing was called active"
+    assert np.isnan(found[3]), "no inactive case was asked about"
+    assert measures.balanced_accuracy(*counts.T.astype(float))[:3] == pytest.approx([0.8, 0.8, 0.5])
+
+
+def test_squared_mcc_is_the_variance_that_flags_explain() -> None:
+    """A flag of sensitivity .5 and specificity .99 on lognormal activations with CV .6: against the best guess."""
+    draws = generator(0, "flags")
+    count, rate, s, c, spread = 400_000, 0.02, 0.5, 0.99, 0.6
+    active = draws.random(count) < rate
+    sigma = np.sqrt(np.log(1 + spread**2))
+    value = np.where(active, np.exp(sigma * draws.standard_normal(count) - sigma**2 / 2), 0)
+    flag = np.where(active, draws.random(count) < s, draws.random(count) >= c)
+    guess = np.where(flag, value[flag].mean(), value[~flag].mean())
+    reached = 1 - np.square(value - guess).mean() / value.var()
+    correlation = np.corrcoef(flag, active)[0, 1]
+    found = measures.explained_by_flags(np.array([correlation]), np.array([rate]), np.array([spread]))
+    assert found[0] == pytest.approx(reached, rel=0.03)
 
 
 def test_latents_do_not_mix() -> None:

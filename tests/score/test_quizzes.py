@@ -34,30 +34,30 @@ def test_as_many_cases_are_asked_as_there_are_up_to_fifty(windows, active_in, as
     where, active = planted(windows, active_in)
     everything = np.arange(len(where))
     detection, fuzzing = quiz(where, active, everything)
-    assert detection.tolist() == [others, others, 0]  # half of them active, however few others there are
-    assert fuzzing.tolist() == [asked, asked, 0]
+    assert detection.tolist() == [others, others, 0, 0]  # half of them active, however few others there are
+    assert fuzzing.tolist() == [asked, asked, 0, 0]
     nothing = quiz(where, active, np.zeros(0, dtype=np.int64))
-    assert nothing.tolist() == [[0, 0, others], [0, 0, asked]]
+    assert nothing.tolist() == [[0, 0, others, others], [0, 0, asked, asked]]
 
 
 def test_a_reader_that_knows_gets_all_right_and_one_that_knows_the_window_fails_fuzzing() -> None:
     where, active = planted(100, 40)
     true = np.flatnonzero(active.values[:, 0])
-    assert quiz(where, active, true).tolist() == [[50, 0, 0], [50, 0, 0]]
+    assert quiz(where, active, true).tolist() == [[50, 0, 0, 50], [50, 0, 0, 50]]
     whole_windows = np.flatnonzero(where.window < 40)
     detection, fuzzing = quiz(where, active, whole_windows)
-    assert detection.tolist() == [50, 0, 0]
-    assert fuzzing.tolist() == [50, 50, 0]
+    assert detection.tolist() == [50, 0, 0, 50]
+    assert fuzzing.tolist() == [50, 50, 0, 0]
     elsewhere = np.flatnonzero((where.window < 40) & (where.offset == 5))
     detection, fuzzing = quiz(where, active, elsewhere)
-    assert detection.tolist() == [50, 0, 0]
+    assert detection.tolist() == [50, 0, 0, 50]
     assert fuzzing[0] == 0
     assert fuzzing[2] == 50
 
 
 def test_a_latent_that_is_never_active_is_asked_nothing() -> None:
     where, active = planted(20, 0)
-    assert quiz(where, active, np.arange(20)).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert quiz(where, active, np.arange(20)).tolist() == [[0, 0, 0, 0], [0, 0, 0, 0]]
 
 
 def test_draws_depend_on_the_seed_and_nothing_else() -> None:
