@@ -1,8 +1,8 @@
-"""Run the flow from this checkout, with a Prefect server around it: what `nlrewrite run` and `make run` do.
+"""Run a flow from this checkout, with a Prefect server around it: what `nlrewrite run`, `study` and `make run` do.
 
-In: the flow's parameters as one JSON object: profile, overrides, refresh, execution. Out: the run in the server's
-history, the tables on the terminal, and an exit code that says which kind of failure it was. Invariant: settings are
-checked before anything is started, and when this ends, the history is complete and no server is left behind.
+In: the flow and its parameters as one JSON object: flow, profile, overrides, refresh, execution. Out: the run in the
+server's history, the tables on the terminal, and an exit code that says which kind of failure it was. Invariant:
+settings are checked before anything is started, and when this ends, the history is complete and no server is left.
 
     python -m flows.launch '{"profile": "smoke", "refresh": ["coder"]}'
 """
@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 
 class Parameters(BaseModel):
-    """The flow's parameters."""
+    """Which flow, and its parameters; a study's probes are among the settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    flow: Literal["rewrite", "study"] = "rewrite"
     profile: str = "tiny"
     overrides: Overrides = Overrides()
     refresh: list[str] = Field(default_factory=list)
@@ -55,7 +56,7 @@ def parse(text: str) -> Parameters:
 def launch(parameters: Parameters, progress: Progress) -> "Outcome":
     """Run the flow on a server that is adopted or started for it."""
     with server.attached() as at:
-        importlib.import_module("flows.rewrite")  # this takes as long as the server takes to start
+        importlib.import_module("flows.study")  # this takes as long as the server takes to start
 
         server.wait_until_healthy(at)
         return run(parameters, progress)
@@ -67,13 +68,16 @@ def run(parameters: Parameters, progress: Progress) -> "Outcome":
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     from flows.rewrite import rewrite
+    from flows.study import study
     from tasks.progress import beside
 
-    arguments: dict[str, Any] = {name: getattr(parameters, name) for name in Parameters.model_fields}
+    arguments: dict[str, Any] = {name: getattr(parameters, name) for name in Parameters.model_fields if name != "flow"}
+    if parameters.flow == "study":
+        arguments["probes"] = list(settled(parameters.profile, parameters.overrides).probes)
     # Heartbeats tell a worker that a run on another machine is alive; here they would only add a second to every run.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), beside(progress):
         try:
-            outcome: Any = rewrite(**arguments)
+            outcome: Any = study(**arguments) if parameters.flow == "study" else rewrite(**arguments)
             return outcome
         finally:
             APILogHandler().flush()

@@ -8,6 +8,7 @@ import, or the form of its deployment would be lost.
 
 import logging
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -26,12 +27,13 @@ from nlrewrite.composition import rewrite as compose
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
 from nlrewrite.profiles import Overrides, filled, profile_names, require_runnable, settled
-from nlrewrite.specs import RewriteSpec, Spec
+from nlrewrite.specs import PROBES, RewriteSpec, Spec
 from nlrewrite.terminal import results_markdown
 from tasks import TASKS
 from tasks.step import CACHED, Work
 
-STEP_NAMES = list(dict.fromkeys(name for each in pipeline.labels(RewriteSpec()).items() for name in reversed(each)))
+EVERYTHING = RewriteSpec(probes=PROBES)
+STEP_NAMES = list(dict.fromkeys(name for each in pipeline.labels(EVERYTHING).items() for name in reversed(each)))
 
 ProfileName = Annotated[str, Field(json_schema_extra={"enum": [*profile_names()]})]
 StepName = Annotated[str, Field(json_schema_extra={"enum": [*STEP_NAMES]})]
@@ -64,8 +66,12 @@ def rewrite(
         refresh: Steps to rebuild though the store has them; what is made from them follows by itself.
         execution: Where and how to compute; never changes what a result is called.
     """
+    return walk(profile, settled(profile, overrides), refresh, execution)
+
+
+def walk(profile: str, spec: RewriteSpec, refresh: Collection[str], execution: Execution) -> State[pipeline.Outcome]:
+    """What every flow does, called inside of it: each step of the composition as a task, and what the UI shows."""
     show_library_log()
-    spec = settled(profile, overrides)
     require_runnable(profile, spec)
     spec = filled(spec, execution)
     steps = StepTasks(execution, pipeline.check_refresh(refresh, pipeline.labels(spec)))

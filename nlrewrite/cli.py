@@ -1,4 +1,4 @@
-"""The command line: `nlrewrite run | plan | status | show | verify | gc | report`.
+"""The command line: `nlrewrite run | study | plan | status | show | verify | gc | report`.
 
 In: options and a few environment variables. Out: text on standard output, progress and errors on standard error, and an
 exit code that says which kind of failure it was (`errors.py`). Invariant: nothing but the parser is imported before a
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   nlrewrite run                                     rewrite the tiny model's last MLP, under Prefect
   nlrewrite run --local --set coder.k=8             the same steps in this process, with another k
+  nlrewrite study --probes ladder                   the same, and where the published protocol loses
   nlrewrite plan --set evaluate.resamples=4000      what a run would build, and why
   nlrewrite plan --profile pythia-160m-transcoder   what a published experiment takes
   nlrewrite show coder/1f2e                         what an artifact is made of; a few digits are enough
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from nlrewrite.terminal import Output, guarded, show_log
 
     output = Output(json=options.json, quiet=options.quiet, verbose=options.verbose)
-    told = options.command == "run" and not (output.json or output.quiet)
+    told = options.command in ("run", "study") and not (output.json or output.quiet)
     show_log(logging.INFO if told or output.verbose else logging.WARNING)
     return guarded(lambda: options.act(options, output), output)
 
@@ -62,9 +63,12 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     run = command("run", _run, [everywhere, settings], "build what is missing and write the report")
-    run.add_argument("--local", action="store_true", help="in this process, without Prefect")
+    text = "run, and answer the questions about the method, all of them unless --probes names some"
+    study = command("study", _run, [everywhere, settings], text)
+    for each in (run, study):
+        each.add_argument("--local", action="store_true", help="in this process, without Prefect")
     plan = command("plan", _plan, [everywhere, settings], "say what a run would build, why, and how much work it is")
-    for each in (run, plan):
+    for each in (run, study, plan):
         text = "rebuild this step (label or kind), and what is made from it; can be repeated"
         each.add_argument("--refresh", action="append", default=[], metavar="STEP", help=text)
     command("status", _status, [everywhere, settings], "show the artifacts of a profile, their age and their size")
@@ -106,6 +110,8 @@ def _settings() -> argparse.ArgumentParser:
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for instance coder.k=8")
     group.add_argument("--config", metavar="FILE", help="YAML or JSON file of settings, nested as their names are")
     group.add_argument("--seed", metavar="N", help="seed of every stage")
+    text = "questions about the method to answer too, with commas: ladder, requirement, sample-size, or all"
+    group.add_argument("--probes", metavar="NAMES", help=text)
     return options
 
 
@@ -154,6 +160,7 @@ def _hand_over_to_flow(
         if (value := getattr(execution, name)) is not None and "://" not in value
     }
     parameters = {
+        "flow": "study" if options.command == "study" else "rewrite",
         "profile": options.profile,
         "overrides": overrides.model_dump(mode="json"),
         "refresh": options.refresh,
@@ -299,13 +306,18 @@ def _overrides(options: argparse.Namespace) -> "Overrides":
     from pydantic import ValidationError
 
     from nlrewrite.errors import SettingError
-    from nlrewrite.profiles import Overrides, flat
+    from nlrewrite.profiles import Overrides, flat, probing
+    from nlrewrite.specs import PROBES
 
     settings = [*(flat(_config(options.config)) if options.config else ()), *options.set]
     try:
-        return Overrides.model_validate({"seed": options.seed, "settings": settings})
+        overrides = Overrides.model_validate({"seed": options.seed, "settings": settings})
     except ValidationError as error:
         raise SettingError(_sentence(error)) from error
+    named = options.probes or ("all" if options.command == "study" else None)
+    if named is None:
+        return overrides
+    return probing(overrides, PROBES if named == "all" else [name.strip() for name in named.split(",")])
 
 
 def _config(path: str) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nlrewrite.artifacts import Artifact
-from nlrewrite.specs import RewriteSpec, Spec
+from nlrewrite.specs import GatingSpec, Probe, RewriteSpec, Spec, Split
+
+_KNOWN = ("subject", "tokens", "coder", "explain", "calibrate", "report")
+PROBED: dict[Probe, tuple[str, ...]] = {
+    "ladder": (*_KNOWN, "on-calibrate", "simulation", "on-calibrate-gate", "simulation-gate"),
+    "requirement": _KNOWN,
+    "sample-size": (*_KNOWN, "on-calibrate", "simulation"),
+}
+"""What each probe reads, by the labels that the evaluation has for it; gates where they are measured at all."""
 
 
 class StepRunner(Protocol):
@@ -65,6 +73,22 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
             f"simulation{suffix}": simulate(f"simulation-report{suffix}", explanations, "report", shuffle),
         }
 
+    def behind(gates: Artifact, suffix: str, sentence: bool, simulated: dict[str, Artifact]) -> dict[str, Artifact]:
+        """The same behind lexical gates, with or without what the sentences say inside them."""
+
+        def gating(split: Split, simulation: Artifact) -> Artifact:
+            gated = GatingSpec(split=split, sentence=sentence)
+            return step(
+                f"simulation-{split}{suffix}", "gating", gated, tokens=tokens, gates=gates, simulation=simulation
+            )
+
+        on_calibrate = gating("calibrate", simulated["on-calibrate"])
+        return {
+            f"on-calibrate{suffix}": on_calibrate,
+            f"calibration{suffix}": calibrate(f"calibration{suffix}", on_calibrate),
+            f"simulation{suffix}": gating("report", simulated["simulation"]),
+        }
+
     explanations = explain("explanations", spec.explain.max_quotes)
     simulated = rewritten("", explanations)
     scored = {"tokens": tokens, "activations": active["calibrate"], "simulation": simulated["on-calibrate"]}
@@ -72,6 +96,10 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
     controls = rewritten("-shuffled", explanations, shuffle=True)
     for most in spec.lengths:
         controls |= rewritten(f"-{most}", explain(f"explanations-{most}", most))
+    if spec.rungs:
+        gates = step("gates", "gates", spec.gates, **read, activations=active["explain"])
+        for suffix, sentence in (("-gate", False), ("-gated", True)):
+            controls |= behind(gates, suffix, sentence, simulated)
 
     evaluated = {
         **read,
@@ -83,5 +111,12 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
         **controls,
     }
     evaluation = step("evaluation", "evaluation", spec.evaluate, **evaluated)
-    report = step("report", "report", spec.report, **evaluated, corpus=corpus, evaluation=evaluation)
+    asked: dict[str, Spec] = {"ladder": spec.ladder, "requirement": spec.requirement, "sample-size": spec.sample_size}
+    probed = {
+        probe: step(
+            probe, probe, asked[probe], **{label: evaluated[label] for label in PROBED[probe] if label in evaluated}
+        )
+        for probe in dict.fromkeys(spec.probes)
+    }
+    report = step("report", "report", spec.report, **evaluated, corpus=corpus, evaluation=evaluation, **probed)
     return Rewritten(evaluation=evaluation, report=report)

@@ -7,7 +7,7 @@ give the same spec, and a setting that does not exist is an error that names its
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,14 @@ PROFILES: dict[str, Profile] = {
             "score": {"examples": 10},
             "evaluate": {"fractions": (0.5, 1.0), "subsets": 1, "resamples": 200},
             "report": {"latents": 8, "examples": 2},
+            "ladder": {"aucs": (0.95,), "fractions": (0.5, 1.0), "resamples": 200},
+            "requirement": {"specificities": (0.9, 0.99), "aucs": (0.84, 0.98), "resamples": 200},
+            "sample_size": {
+                "contexts": (50, 200),
+                "cases": ((5, 20),),
+                "calibrators": ("quantile-6", "hurdle"),
+                "resamples": 200,
+            },
         },
     ),
     **{
@@ -109,6 +117,11 @@ class Overrides(BaseModel):
         description="Any other setting, as dotted assignments: coder.skip=false",
         json_schema_extra={"position": 8},
     )
+
+
+def probing(overrides: Overrides, probes: Sequence[str]) -> Overrides:
+    """`overrides` with these probes asked for, and no others."""
+    return overrides.model_copy(update={"settings": (*overrides.settings, f"probes={json.dumps(list(probes))}")})
 
 
 FORM = {

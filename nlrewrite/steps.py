@@ -5,6 +5,7 @@ Invariant: a name depends on kind, VERSION, spec and input names alone. A VERSIO
 a golden test over the sources asks for it, so that an edited comment never throws away a week of simulation.
 """
 
+import fnmatch
 import hashlib
 import importlib
 import importlib.metadata
@@ -33,7 +34,7 @@ class Step:
     sources: tuple[str, ...]
     inputs: tuple[str, ...] = ()
     splits: tuple[tuple[str, str], ...] = ()
-    """Inputs that must come from one split: what is fitted where is asserted, not assumed."""
+    """Inputs, as patterns of their labels, that must come from one split: what is fitted where is asserted."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,13 @@ STEPS = _table(
     Step("explanations", 1, "nlrewrite.explain.rules:build", ("nlrewrite.explain.rules", "nlrewrite.explain.search", "nlrewrite.explain.evidence", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations"), (("activations", "explain"),)),
     Step("gates", 1, "nlrewrite.explain.gate:build", ("nlrewrite.explain.gate", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations"), (("activations", "explain"),)),
     Step("simulation", 1, "nlrewrite.simulate.rules:build", ("nlrewrite.simulate.rules", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "explanations")),
+    Step("gating", 1, "nlrewrite.simulate.gating:build", ("nlrewrite.simulate.gating", "nlrewrite.simulate.rules", "nlrewrite.explain.gate"), ("tokens", "gates", "simulation")),
     Step("scores", 2, "nlrewrite.score.build:build", ("nlrewrite.score.build", "nlrewrite.score.measures", "nlrewrite.calibrate.cells", "nlrewrite.activations.codes"), ("tokens", "activations", "simulation"), (("activations", "calibrate"), ("simulation", "calibrate"))),
     Step("calibration", 1, "nlrewrite.calibrate.fit:build", ("nlrewrite.calibrate.fit", "nlrewrite.activations.codes", "nlrewrite.calibrate.cells", "nlrewrite.calibrate.quantile", "nlrewrite.calibrate.hurdle"), ("tokens", "activations", "explain", "coder", "simulation"), (("activations", "calibrate"), ("explain", "explain"), ("simulation", "calibrate"))),
-    Step("evaluation", 1, "nlrewrite.evaluate.build:build", ("nlrewrite.evaluate.build", "nlrewrite.evaluate.arms", "nlrewrite.activations.codes", "nlrewrite.calibrate.lookup", "nlrewrite.evaluate.losses", "nlrewrite.evaluate.bootstrap", "nlrewrite.evaluate.equivalent", "nlrewrite.evaluate.summarise", "nlrewrite.evaluate.latents", "nlrewrite.subject.sites"), (), (("explain", "explain"), ("calibrate", "calibrate"), ("report", "report"), ("simulation", "report"), ("simulation-shuffled", "report"))),
-    Step("ladder", 1, "nlrewrite.probes.ladder:build", ("nlrewrite.probes.ladder", "nlrewrite.probes.panel"), (*_PROBED, "on-calibrate", "simulation"), (*_PROBED_SPLITS, ("on-calibrate", "calibrate"), ("simulation", "report"))),
-    Step("requirement", 1, "nlrewrite.probes.requirement:build", ("nlrewrite.probes.requirement", "nlrewrite.probes.panel", "nlrewrite.probes.theory"), _PROBED, _PROBED_SPLITS),
-    Step("sample-size", 1, "nlrewrite.probes.sample_size:build", ("nlrewrite.probes.sample_size", "nlrewrite.probes.panel"), (*_PROBED, "on-calibrate", "simulation"), (*_PROBED_SPLITS, ("on-calibrate", "calibrate"), ("simulation", "report"))),
+    Step("evaluation", 1, "nlrewrite.evaluate.build:build", ("nlrewrite.evaluate.build", "nlrewrite.evaluate.arms", "nlrewrite.activations.codes", "nlrewrite.calibrate.lookup", "nlrewrite.evaluate.losses", "nlrewrite.evaluate.bootstrap", "nlrewrite.evaluate.equivalent", "nlrewrite.evaluate.summarise", "nlrewrite.evaluate.latents", "nlrewrite.subject.sites"), (), (("explain", "explain"), ("calibrate", "calibrate"), ("report", "report"), ("simulation*", "report"), ("on-calibrate*", "calibrate"))),
+    Step("ladder", 1, "nlrewrite.probes.ladder:build", ("nlrewrite.probes.ladder", "nlrewrite.probes.panel", "nlrewrite.simulate.oracle"), (), (*_PROBED_SPLITS, ("on-calibrate*", "calibrate"), ("simulation*", "report"))),
+    Step("requirement", 1, "nlrewrite.probes.requirement:build", ("nlrewrite.probes.requirement", "nlrewrite.probes.panel", "nlrewrite.probes.theory", "nlrewrite.simulate.oracle"), _PROBED, _PROBED_SPLITS),
+    Step("sample-size", 1, "nlrewrite.probes.sample_size:build", ("nlrewrite.probes.sample_size", "nlrewrite.probes.panel", "nlrewrite.simulate.oracle", "nlrewrite.calibrate.cases"), (*_PROBED, "on-calibrate", "simulation"), (*_PROBED_SPLITS, ("on-calibrate", "calibrate"), ("simulation", "report"))),
     Step("report", 1, "nlrewrite.report.build:build", ("nlrewrite.report.build", "nlrewrite.report.facts", "nlrewrite.report.wording", "nlrewrite.report.latents", "nlrewrite.report.drawing", "nlrewrite.report.figures", "nlrewrite.report.markup", "nlrewrite.report.style", "nlrewrite.report.tables", "nlrewrite.report.listing", "nlrewrite.report.page")),
 )  # fmt: skip
 
@@ -91,11 +93,14 @@ def build(
     """Make `artifact` and commit it. `finding` is why; the manifest it names, which no longer holds, is replaced."""
     step = STEPS[artifact.kind]
     folders: dict[str, Folder] = {label: store.folder(each) for label, each in inputs.items()}
-    for label, split in step.splits:
-        found = folders[label].manifest.spec["split"]
-        assert found == split, (
-            f"{artifact.kind} must read {label} from the {split} split, and was given the {found} split"
-        )
+    for pattern, split in step.splits:
+        matching = fnmatch.filter(folders, pattern)
+        assert matching, f"{artifact.kind} must read {pattern} from the {split} split, and was given none"
+        for label in matching:
+            found = folders[label].manifest.spec["split"]
+            assert found == split, (
+                f"{artifact.kind} must read {label} from the {split} split, and was given the {found} split"
+            )
     module, _, function = step.function.partition(":")
     started = time.perf_counter()
     with store.attempt(artifact) as attempt:

@@ -9,8 +9,9 @@ from typing import Any
 from prefect import Task
 
 from tasks.evaluate import calibration, evaluation, report, scores
-from tasks.explain import explanations, simulation
+from tasks.explain import explanations, gates, gating, simulation
 from tasks.learn import activations, coder, subject
+from tasks.probe import ladder, requirement, sample_size
 from tasks.read import corpus, tokens
 
 TASKS: dict[str, Task[..., Any]] = {
@@ -22,10 +23,15 @@ TASKS: dict[str, Task[..., Any]] = {
         coder,
         activations,
         explanations,
+        gates,
         simulation,
+        gating,
         scores,
         calibration,
         evaluation,
+        ladder,
+        requirement,
+        sample_size,
         report,
     )
 }

@@ -56,7 +56,7 @@ def step(function: Callable[P, R]) -> Task[P, R]:
     """The Prefect task around one kind of step, named after it."""
     return Task(
         function,
-        name=function.__name__,
+        name=function.__name__.replace("_", "-"),
         task_run_name=artifact_name,
         cache_policy=NO_CACHE,
         persist_result=False,

@@ -111,6 +111,15 @@ def test_is_deployed_as_the_file_says(deployment: dict[str, Any]) -> None:
     assert {"required": [], **form} == golden, "the typed form was lost on the way"
 
 
+def test_the_probes_are_deployed_with_their_forms(api: Api, deployment: dict[str, Any]) -> None:
+    study, sample_size = (api.get(f"/deployments/name/{flow}/tiny") for flow in ("study", "sample-size"))
+    for found in (study, sample_size):
+        assert found["parameters"] == {"profile": "tiny"}
+        assert found["work_pool_name"] == deployment["work_pool_name"]
+        assert found["parameter_openapi_schema"]["properties"]["profile"]["enum"][0] == "tiny"
+    assert "sample-size" in study["parameter_openapi_schema"]["properties"]["probes"]["items"]["enum"]
+
+
 def test_the_api_refuses_what_the_form_does_not_offer(api: Api, deployment: dict[str, Any]) -> None:
     for parameters in ({"profile": "small"}, {"execution": {"threads": 0}}, {"overrides": {"width": 3}}):
         with pytest.raises(urllib.error.HTTPError) as refused:

@@ -4,7 +4,7 @@ import inspect
 
 from nlrewrite.artifacts import Artifact
 from nlrewrite.composition import rewrite
-from nlrewrite.specs import RewriteSpec, Spec
+from nlrewrite.specs import PROBES, RewriteSpec, Spec
 from nlrewrite.steps import STEPS, name
 from tasks import TASKS
 
@@ -24,7 +24,7 @@ def test_tasks_take_what_the_composition_gives_them() -> None:
             wrong.append((label, str(error)))
         return name(kind, spec, inputs)
 
-    rewrite(RewriteSpec(), check)
+    rewrite(RewriteSpec(probes=PROBES), check)
     assert wrong == []
 
 
