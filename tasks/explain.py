@@ -3,7 +3,7 @@
 from prefect.client.schemas.objects import State
 
 from nlrewrite.artifacts import Artifact
-from nlrewrite.specs import ExplainSpec, SimulateSpec
+from nlrewrite.specs import ExplainSpec, GatesSpec, GatingSpec, SimulateSpec
 from tasks.step import Work, find_or_build, step
 
 
@@ -17,9 +17,21 @@ def explanations(
 
 
 @step
+def gates(spec: GatesSpec, subject: Artifact, tokens: Artifact, activations: Artifact, work: Work) -> State[Artifact]:
+    """The tokens on which each latent may be active at all."""
+    return find_or_build("gates", spec, {"subject": subject, "tokens": tokens, "activations": activations}, work)
+
+
+@step
 def simulation(
     spec: SimulateSpec, subject: Artifact, tokens: Artifact, explanations: Artifact, work: Work
 ) -> State[Artifact]:
     """The digits that a reader of the sentences expects on one split."""
     inputs = {"subject": subject, "tokens": tokens, "explanations": explanations}
     return find_or_build("simulation", spec, inputs, work)
+
+
+@step
+def gating(spec: GatingSpec, tokens: Artifact, gates: Artifact, simulation: Artifact, work: Work) -> State[Artifact]:
+    """Gates read on one split, alone or with what the sentences say inside them."""
+    return find_or_build("gating", spec, {"tokens": tokens, "gates": gates, "simulation": simulation}, work)

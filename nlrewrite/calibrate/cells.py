@@ -1,7 +1,7 @@
 """What a calibrator is fitted on: for each latent and level, how often it was said and how active the latent then was.
 
-In: simulated pairs and true activations. Out: counts and sums [L, 10]. Invariant: the cells of a latent partition the
-positions: what was not said counts as level 0, so nothing is lost by keeping pairs sparse.
+In: simulated pairs and true activations. Out: counts and sums [L, Z], Z the levels there are. Invariant: the cells of a
+latent partition the positions: what was not said counts as level 0, so nothing is lost by keeping pairs sparse.
 """
 
 from dataclasses import dataclass
@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from nlrewrite.language.reading import DIGITS
 from nlrewrite.simulate.rules import Simulated
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Counts over L latents and 10 levels."""
+    """Counts over L latents and Z levels."""
 
     said: np.ndarray
     """Positions at which the level was said."""
@@ -44,10 +43,11 @@ def cells(simulated: Simulated, truth_PL: sparse.csr_matrix, rows_P: np.ndarray 
     latents = truth_PL.get_shape()[1]
     pairs = simulated.position, simulated.latent
     true = np.asarray(truth_PL[pairs]).ravel() if len(simulated.position) else np.zeros(0, dtype=np.float32)
-    cell = simulated.latent.astype(np.int64) * DIGITS + simulated.level
+    levels = simulated.levels
+    cell = simulated.latent.astype(np.int64) * levels + simulated.level
 
     def table(weights: np.ndarray | None) -> np.ndarray:
-        return np.bincount(cell, weights, minlength=latents * DIGITS).reshape(latents, DIGITS).astype(np.float64)
+        return np.bincount(cell, weights, minlength=latents * levels).reshape(latents, levels).astype(np.float64)
 
     said, active, total = table(None), table((true > 0).astype(np.float64)), table(true)
     said[:, 0] = count - said[:, 1:].sum(1)
