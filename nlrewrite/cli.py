@@ -110,6 +110,7 @@ def _settings() -> argparse.ArgumentParser:
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for instance coder.k=8")
     group.add_argument("--config", metavar="FILE", help="YAML or JSON file of settings, nested as their names are")
     group.add_argument("--seed", metavar="N", help="seed of every stage")
+    group.add_argument("--protocol", metavar="NAME", help="whose settings to measure by: ours, p1, p2 or p1-code")
     text = "questions about the method to answer too, with commas: ladder, requirement, sample-size, or all"
     group.add_argument("--probes", metavar="NAMES", help=text)
     return options
@@ -311,7 +312,7 @@ def _overrides(options: argparse.Namespace) -> "Overrides":
 
     settings = [*(flat(_config(options.config)) if options.config else ()), *options.set]
     try:
-        overrides = Overrides.model_validate({"seed": options.seed, "settings": settings})
+        overrides = Overrides.model_validate({"seed": options.seed, "protocol": options.protocol, "settings": settings})
     except ValidationError as error:
         raise SettingError(_sentence(error)) from error
     named = options.probes or ("all" if options.command == "study" else None)

@@ -10,13 +10,14 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nlrewrite import specs
 from nlrewrite.errors import NotYet, SettingError
 from nlrewrite.execution import Execution
+from nlrewrite.protocols import PROTOCOLS, merged
 from nlrewrite.published import CAPABILITIES, PUBLISHED, UNCHOSEN, Published
 from nlrewrite.specs import RewriteSpec
 
@@ -83,39 +84,44 @@ class Overrides(BaseModel):
         description="Seed of every stage: documents' split, subject, coder, sampling, bootstrap.",
         json_schema_extra={"position": 0},
     )
+    protocol: Literal["ours", "p1", "p2", "p1-code"] | None = Field(
+        default=None,
+        description="Whose protocol to follow: ours, the two published texts', or the published program's.",
+        json_schema_extra={"position": 1},
+    )
     latents: int | None = Field(
-        default=None, ge=2, le=1 << 20, description="Number of latents of the coder.", json_schema_extra={"position": 1}
+        default=None, ge=2, le=1 << 20, description="Number of latents of the coder.", json_schema_extra={"position": 2}
     )
     k: int | None = Field(
-        default=None, ge=1, le=4096, description="Latents active on a token.", json_schema_extra={"position": 2}
+        default=None, ge=1, le=4096, description="Latents active on a token.", json_schema_extra={"position": 3}
     )
     layer: int | None = Field(
-        default=None, ge=0, le=1024, description="Layer that is rewritten, from 0.", json_schema_extra={"position": 3}
+        default=None, ge=0, le=1024, description="Layer that is rewritten, from 0.", json_schema_extra={"position": 4}
     )
     coder_steps: int | None = Field(
         default=None,
         ge=1,
         le=100_000_000,
         description="Training steps of the coder.",
-        json_schema_extra={"position": 4},
+        json_schema_extra={"position": 5},
     )
     max_quotes: int | None = Field(
         default=None,
         ge=1,
         le=200,
         description="Quoted tokens in an explanation, at most.",
-        json_schema_extra={"position": 5},
+        json_schema_extra={"position": 6},
     )
     max_words: int | None = Field(
-        default=None, ge=10, le=1000, description="Words in an explanation, at most.", json_schema_extra={"position": 6}
+        default=None, ge=10, le=1000, description="Words in an explanation, at most.", json_schema_extra={"position": 7}
     )
     resamples: int | None = Field(
-        default=None, ge=200, le=100_000, description="Bootstrap resamples.", json_schema_extra={"position": 7}
+        default=None, ge=200, le=100_000, description="Bootstrap resamples.", json_schema_extra={"position": 8}
     )
     settings: tuple[str, ...] = Field(
         default=(),
         description="Any other setting, as dotted assignments: coder.skip=false",
-        json_schema_extra={"position": 8},
+        json_schema_extra={"position": 9},
     )
 
 
@@ -125,6 +131,7 @@ def probing(overrides: Overrides, probes: Sequence[str]) -> Overrides:
 
 
 FORM = {
+    "protocol": "evaluate.protocol",
     "latents": "coder.width",
     "k": "coder.k",
     "layer": "coder.site.layer",
@@ -146,12 +153,15 @@ def resolve(profile: str, overrides: Overrides, execution: Execution) -> Rewrite
 
 def settled(profile: str, overrides: Overrides) -> RewriteSpec:
     """The spec that `profile` and `overrides` mean; touches no file and no network."""
-    fields = _plain(chosen(profile).fields)
+    fields = merged({}, chosen(profile).fields)
     known = settings()
     changes = [(path, getattr(overrides, name)) for name, path in FORM.items()]
     changes = [(path, value) for path, value in changes if value is not None]
     for setting in overrides.settings:
         changes += _parse(setting, known, profile)
+    protocol = dict(changes).get("evaluate.protocol") or fields.get("evaluate", {}).get("protocol", "ours")
+    if protocol in PROTOCOLS:  # the settings of one that is not there are refused below, with its name
+        fields = merged(fields, PROTOCOLS[protocol].fields)
     for path, value in sorted(changes, key=lambda change: change[0] not in KINDS):
         _assign(fields, path, value)
     for path in KINDS:
@@ -289,10 +299,6 @@ def _get(fields: Mapping[str, Any], path: str) -> Any:
 
 def _default(path: str) -> str:
     return _get(DEFAULTS, path)
-
-
-def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _plain(value) if isinstance(value, Mapping) else value for name, value in fields.items()}
 
 
 def _sentence(error: ValidationError) -> str:

@@ -10,7 +10,7 @@ rewriting an LLM in natural language" (November 2024), and "Transcoders enable f
 analysis for language models" (Dunefsky, Chlenski, Nanda, April 2024).
 """
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -56,8 +56,6 @@ class Published(BaseModel):
         default=(32, 256), description="Shortest and longest next-token prompt, drawn uniformly."
     )
     evaluation_tokens: int = Field(default=0, ge=0, description="Tokens of an evaluation that needs no simulator.")
-    summary_of_effect: Literal["mean", "median absolute"] = "mean"
-    ablation: Literal["mean", "zero"] = "mean"
 
     def queries(self, latents: int) -> int:
         """Questions to the simulator: one for each context and latent asked about."""
@@ -105,7 +103,6 @@ GEMMA = {
 }
 GPT2 = {"kind": "hub", "model": "openai-community/gpt2", "revision": "607a30d783dfa663caf39e06633721c8d4cfcd7e"}
 
-FRACTIONS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 LATER = "Can We Partially Rewrite Transformers in Natural Language? (2025)"
 FIRST = "Partially Rewriting a Transformer in Natural Language (January 2025)"
 BLOG = "Partially rewriting an LLM in natural language (November 2024)"
@@ -116,9 +113,9 @@ REWRITING = ("llm-explainer", "llm-simulator", "published-coder", "prompt-length
 
 
 def _rewriting(
-    text: dict[str, Any], subject: dict[str, Any], coder: dict[str, Any], contexts: int, least_base_loss: float
+    text: dict[str, Any], subject: dict[str, Any], coder: dict[str, Any], contexts: int, protocol: str = "p2"
 ) -> dict[str, Any]:
-    """The fields that both versions of the paper share: 10 M tokens of 256 to explain with, the last token replaced."""
+    """The fields that both versions of the paper share: 10 M tokens of 256 to explain with; the rest is a protocol."""
     return {
         "text": {"source": text},
         "tokens": {"window": 256, "limits": {"explain": 10_000_000 // 256, "calibrate": contexts, "report": contexts}},
@@ -127,13 +124,7 @@ def _rewriting(
         "activations": {"examples": 4},
         "explain": {"min_active": 201},
         "lengths": (),
-        "calibrate": {"calibrators": ("none", "quantile-1")},
-        "evaluate": {
-            "fractions": FRACTIONS,
-            "positions": ("last",),
-            "topk": ("values",),
-            "least_base_loss": least_base_loss,
-        },
+        "evaluate": {"protocol": protocol},
     }
 
 
@@ -157,7 +148,7 @@ RewriteFields = dict[str, Any]
 PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
     "pythia-160m-transcoder": (
         "Pythia-160M, MLP of layer 6 (counted from 0), skip transcoder; the later version's settings.",
-        _rewriting(PILE, PYTHIA, PYTHIA_TRANSCODER, 10_000, 0.1),
+        _rewriting(PILE, PYTHIA, PYTHIA_TRANSCODER, 10_000),
         Published(
             source=LATER,
             latents=32_768,
@@ -174,7 +165,7 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
     ),
     "pythia-160m-transcoder-p1": (
         "As pythia-160m-transcoder, with the first version's summary: zero ablation, median absolute difference.",
-        _rewriting(PILE, PYTHIA, PYTHIA_TRANSCODER, 10_000, 0.0),
+        _rewriting(PILE, PYTHIA, PYTHIA_TRANSCODER, 10_000, "p1"),
         Published(
             source=FIRST,
             latents=32_768,
@@ -186,14 +177,12 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
             explainer_examples=40,
             simulator=LLAMA_8B,
             contexts=10_000,
-            summary_of_effect="median absolute",
-            ablation="zero",
         ),
         REWRITING,
     ),
     "pythia-160m-sae": (
         "Pythia-160M, residual stream after layer 6 (counted from 0), TopK SAE.",
-        _rewriting(PILE, PYTHIA, PYTHIA_SAE, 1_000, 0.1),
+        _rewriting(PILE, PYTHIA, PYTHIA_SAE, 1_000),
         Published(
             source=LATER,
             latents=32_768,
@@ -210,7 +199,7 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
     ),
     "smollm2-135m-transcoder": (
         "SmolLM2-135M, MLP of layer 15, skip transcoder trained with Signum.",
-        _rewriting(FINEWEB_EDU, SMOLLM2, SMOLLM2_TRANSCODER, 2_000, 0.1),
+        _rewriting(FINEWEB_EDU, SMOLLM2, SMOLLM2_TRANSCODER, 2_000),
         Published(
             source=LATER,
             latents=18_432,
@@ -234,6 +223,7 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
             "coder": {"site": {"kind": "residual", "layer": 11}, "width": 131_072, "k": 49, "skip": False},
             "activations": {"examples": 4},
             "lengths": (),
+            "rungs": False,
             "evaluate": {"positions": ("last",)},
         },
         Published(
@@ -259,6 +249,7 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
             "tokens": {"window": 128, "limits": {"report": 12_800}},
             "subject": GPT2,
             "lengths": (),
+            "rungs": False,
             "coder": {
                 "site": {"kind": "mlp", "layer": 8},
                 "width": 24_576,

@@ -134,6 +134,9 @@ def test_settings_come_from_file_and_options_with_the_option_last(small: Path, c
     assert planned(*by_option) == from_file
     assert planned("--config", "mine.yaml", "--set", "coder.k=4")["coder"] != from_file["coder"]
     assert planned("--seed", "4")["coder"] != planned()["coder"]
+    by_protocol = planned("--protocol", "p1")
+    assert by_protocol == planned("--set", "evaluate.protocol=p1")
+    assert by_protocol["evaluation"] != planned()["evaluation"]
 
 
 def test_places_come_from_the_environment(small: Path, monkeypatch: pytest.MonkeyPatch):
