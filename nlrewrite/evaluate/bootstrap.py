@@ -6,7 +6,8 @@ and a ratio whose denominator may be zero or negative is not given.
 
 A resample of G groups varies less than a sample does, by (G - 1) / G, and has normal tails where a mean of few groups
 has those of Student's t. Both kinds of interval are therefore read off at levels moved outwards by as much
-(`widened`); with many groups the levels are 2.5% and 97.5%.
+(`widened`), G being the number of equal groups that are worth as much as the unequal ones: (sum n)^2 / sum n^2. With
+many groups the levels are 2.5% and 97.5%.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,12 +49,14 @@ class Resampled:
     measured_A: np.ndarray
     resampled_RA: np.ndarray
     left_out_GA: np.ndarray
+    groups: float
+    """How many groups of equal size the G are worth."""
     method: Method = "percentile"
 
     def figure(self, of: Figure) -> Interval:
         with np.errstate(divide="ignore", invalid="ignore"):
             resampled, left_out = of(self.resampled_RA), of(self.left_out_GA)
-        return interval(float(of(self.measured_A)), resampled, left_out, self.method)
+        return interval(float(of(self.measured_A)), resampled, left_out, self.groups, self.method)
 
     def ratio(self, over: Figure, under: Figure) -> Interval | None:
         """`over` / `under`, resampled together; None where `under` may be zero or less."""
@@ -87,6 +90,7 @@ class Resampled:
             np.append(self.measured_A, measured.mean(-1)),
             np.concatenate([self.resampled_RA, np.einsum("rks,rs->rk", drawn, weights_RS)], axis=1),
             np.concatenate([self.left_out_GA, left_out.mean(-1)], axis=1),
+            self.groups,
             self.method,
         )
 
@@ -115,7 +119,8 @@ class Draws:
             return Resampled(
                 sums_A / counts_C,
                 self.totals(sums_GA) / self.totals(counts_GC),
-                _left_out(sums_GA, sums_A) / _left_out(counts_GC, counts_C),
+                (sums_A - sums_GA) / (counts_C - counts_GC),
+                equal_groups(counts_GC.mean(1)),
                 self.method,
             )
 
@@ -162,12 +167,17 @@ def subset_weights(subsets: int, resamples: int, draws: np.random.Generator) -> 
 
 
 def interval(
-    measured: float, resampled_R: np.ndarray, left_out_G: np.ndarray, method: Method = "percentile", level: float = LEVEL
+    measured: float,
+    resampled_R: np.ndarray,
+    left_out_G: np.ndarray,
+    groups: float,
+    method: Method = "percentile",
+    level: float = LEVEL,
 ) -> Interval:
-    """The interval of one figure; `left_out_G` is the figure without each group."""
+    """The interval of one figure; `left_out_G` is the figure without each group, `groups` what they are worth."""
     resampled_R = resampled_R[np.isfinite(resampled_R)]
     assert len(resampled_R) and np.isfinite(measured), "a figure to put an interval on must be a number"
-    ends = np.array([-1.0, 1.0]) * widened(float(special.ndtri((1 + level) / 2)), len(left_out_G))
+    ends = np.array([-1.0, 1.0]) * widened(float(special.ndtri((1 + level) / 2)), groups)
     if method == "bca":
         bias, acceleration = _bias(measured, resampled_R), _acceleration(left_out_G[np.isfinite(left_out_G)])
         ends = bias + (bias + ends) / np.maximum(1 - acceleration * (bias + ends), 1e-3)
@@ -175,19 +185,19 @@ def interval(
     return Interval(measured, float(low), float(high))
 
 
+def equal_groups(counts_G: np.ndarray) -> float:
+    """How many groups of equal size are worth as much as those of these sizes; a little over one at the least."""
+    return max(1.01, float(counts_G.sum() ** 2 / np.square(counts_G).sum()))
+
+
 @cache
-def widened(critical: float, groups: int) -> float:
+def widened(critical: float, groups: float) -> float:
     """A normal critical value, moved outwards to what the mean of `groups` groups takes: sqrt(G / (G - 1)) t."""
-    assert groups > 1
     return float(np.sqrt(groups / (groups - 1)) * stats.t.isf(special.ndtr(-critical), groups - 1))
 
 
 def _difference(arm: int, other: int) -> Figure:
     return lambda means: means[..., arm] - means[..., other]
-
-
-def _left_out(sums_GA: np.ndarray, total_A: np.ndarray) -> np.ndarray:
-    return total_A - sums_GA
 
 
 def _bias(measured: float, resampled_R: np.ndarray) -> float:
