@@ -1,13 +1,33 @@
 """Quantile normalisation: the map that carries the distribution of predictions onto that of true activations.
 
-In: how often each level was said, and the true activations of a target sample. Out: a value per latent and level.
-Invariant: monotone in the level, with all nine plotting positions of Hyndman and Fan (1996); tied predictions share the
-position of their middle rank, and the zeros of a sparse sample are counted, never stored.
+In: what was said in each case, and for each latent the true activations of a target sample. Out: knots of a monotone
+map from the score to an activation. Invariant: the map is never decreasing and never leaves the target's range; the
+zeros of a sparse sample are counted, never stored, and the knots are about as many as the values above zero.
+
+Rules, for all nine plotting positions of Hyndman and Fan (1996):
+- ties: cases with equal scores share the position of their middle rank;
+- weights: a case of weight n is n cases with its score, so the count of cases is the sum of the weights;
+- the atom at zero: it takes the ranks below the target's positive values. A target of which a share `rate` is above
+  zero makes the top `rate` of the predictions positive, to within a rank and the ties there;
+- between two scores the map is linear; below the smallest and above the largest score it is level, so that a new
+  extreme gets the value of the extreme of the calibration;
+- a latent never active in the target sample is silent everywhere.
+
+The sources' targets: the whole corpus, a random tenth of it (`tenth`), or the very contexts that are reported on.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from nlrewrite.calibrate.fitted import Part
+from nlrewrite.calibrate.knots import part, scored
+from nlrewrite.seeds import generator
+
+if TYPE_CHECKING:
+    from nlrewrite.activations.pairs import ByLatent
+    from nlrewrite.calibrate.evidence import Evidence, Known
 
 TYPES = tuple(range(1, 10))
 _ALPHA_BETA = {
@@ -30,31 +50,65 @@ class Sample:
     positive: np.ndarray
     count: int
 
+    @property
+    def zeros(self) -> int:
+        return self.count - len(self.positive)
+
     def order_statistic(self, rank: np.ndarray) -> np.ndarray:
         """The value of rank 1..count, zeros first; ranks outside are clipped."""
-        zeros = self.count - len(self.positive)
-        index = np.clip(rank, 1, self.count) - zeros - 1
+        index = np.clip(rank, 1, self.count) - self.zeros - 1
         if not len(self.positive):
             return np.zeros(len(index))
         return np.where(index >= 0, self.positive[np.maximum(index, 0)], 0.0)
 
 
-def fit(said_Z: np.ndarray, target: Sample, type_: int) -> np.ndarray:
-    """Value at each level: the target's quantile at the middle rank of the level among what was said."""
-    below = np.cumsum(said_Z) - said_Z
-    middle = below + (said_Z + 1) / 2
-    values = quantile(target, plotting_position(middle, float(said_Z.sum()), type_), type_)
-    return np.maximum.accumulate(np.where(said_Z > 0, values, 0.0))
+def fit(evidence: "Evidence", known: "Known", shared: dict[str, np.ndarray], type_: int = 6) -> Part:
+    """Knots that carry the scores of each latent onto its target in `known.targets`, by plotting position `type_`."""
+    cases = zip(scored(evidence.checked()), known.targets, strict=True)
+    return part(matched(each.score, each.weight, target, type_) for each, target in cases)
+
+
+def matched(score: np.ndarray, weight: np.ndarray, target: Sample, type_: int) -> tuple[np.ndarray, np.ndarray]:
+    """The scores that matter, of distinct ascending ones, and their values."""
+    upto = np.cumsum(weight)
+    position = plotting_position(upto - (weight - 1) / 2, float(upto[-1]), type_)
+    silent = np.searchsorted(position, (target.zeros - 2) / (target.count + 1))  # below it every type says zero
+    first = max(int(silent) - 1, 0)
+    values = quantile(target, position[first:], type_)
+    return score[first:], np.maximum.accumulate(values)
+
+
+def samples(
+    pairs: "ByLatent", positions: int, latents: slice, chosen_P: np.ndarray | None = None
+) -> tuple[Sample, ...]:
+    """The target samples of a block of latents: all `positions`, or those of the mask `chosen_P`."""
+    found = []
+    for latent in range(*latents.indices(len(pairs.bounds) - 1)):
+        position, value = pairs.of(latent)
+        found.append(np.sort(value if chosen_P is None else value[chosen_P[position]]))
+    count = positions if chosen_P is None else int(chosen_P.sum())
+    return tuple(Sample(positive, count) for positive in found)
+
+
+def tenth(positions: int, seed: int) -> np.ndarray:
+    """A mask of a random tenth of the positions, at least one."""
+    drawn = generator(seed, "calibrate", "tenth").permutation(positions)[: max(round(positions / 10), 1)]
+    mask = np.zeros(positions, dtype=bool)
+    mask[drawn] = True
+    return mask
 
 
 def plotting_position(rank: np.ndarray, count: float, type_: int) -> np.ndarray:
     """Where in 0..1 a rank stands, such that the quantile of the position of a whole rank is that rank's value.
 
     Types 1 to 3 are steps of the empirical distribution: they are read where it is that value, at rank / count or, as
-    type 2 takes the middle there, half a rank before.
+    type 2 takes the middle there, half a rank before. A single case stands in the middle where a type leaves it open.
     """
     alpha, beta = _ALPHA_BETA[type_]
-    return np.clip((rank - alpha) / (count + 1 - alpha - beta), 0.0, 1.0)
+    span = count + 1 - alpha - beta
+    if span <= 0:
+        return np.full(np.shape(rank), 0.5)
+    return np.clip((rank - alpha) / span, 0.0, 1.0)
 
 
 def quantile(sample: Sample, share: np.ndarray, type_: int) -> np.ndarray:
