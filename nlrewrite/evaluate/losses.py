@@ -1,8 +1,9 @@
 """The subject's next-token loss with something written at the coder's site, for many arms over the same windows.
 
-In: the subject, windows, and per arm a function that gives the site's output. Out: cross-entropy and KL to the original
-model at every position. Invariant: all arms of a batch share one pass below the site, all sums are in float32, and
-memory does not grow with the number of windows but for the two numbers kept per position and arm.
+In: the subject, windows, and per arm a function that gives the site's output. Out: cross-entropy, KL to the original
+model and to the coder, and agreement with the original's first choice, at every position. Invariant: all arms of a
+batch share one pass below the site, all sums are in float32, and memory does not grow with the number of windows but
+for the few numbers kept per position and arm.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,16 +22,22 @@ if TYPE_CHECKING:
     from nlrewrite.progress import Progress
 
 Where = Literal["all", "last"]
+CHUNK = 1 << 22
+"""Log probabilities compared at a time."""
 Write = Callable[[np.ndarray, "Tensor", "Tensor"], "Tensor"]
 """(positions [n], x [n, D], true y [n, E]) -> what is written there [n, E]."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Loss and KL divergence from the original model, in nats, at each of P positions (or W last positions)."""
+    """At each of P positions (or W last positions): loss, and KL divergence from the original model, in nats."""
 
     ce: np.ndarray
     kl: np.ndarray
+    kl_coder: np.ndarray | None = None
+    """KL divergence from the model with the coder in place: what simulation alone changes. None without a coder."""
+    agrees: np.ndarray | None = None
+    """Whether the likeliest next token is the original model's."""
 
 
 def losses(
@@ -40,11 +47,15 @@ def losses(
     arms: Mapping[str, tuple[Where, Write | None]],
     batch_tokens: int,
     progress: "Progress",
+    coder: Mapping[Where, str] | None = None,
 ) -> dict[str, Losses]:
-    """Losses of every arm. `all`: written and measured at every position; `last`: at each window's last one alone."""
+    """Losses of every arm. `all`: written and measured at every position; `last`: at each window's last one alone.
+
+    `coder` names the arm of each position that every other is compared with beside the original.
+    """
     import torch
 
-    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in arms}
+    parts: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in arms}
     at = 0
     with progress.stage("patched losses", len(windows)) as advance:
         for rows in batches(windows, batch_tokens):
@@ -57,17 +68,24 @@ def losses(
             flat = valid.flatten().nonzero().squeeze(1)
             labels = torch.from_numpy(part.tokens[:, 1 : 1 + ids.shape[1]].astype(np.int64)).flatten()
             batch = _Batch(tail, flat, labels, span)
-            last = np.cumsum(part.lengths) - 1
-            chosen = {"all": np.arange(count), "last": last}
-            original = {where: batch.log_probabilities(None, rows) for where, rows in chosen.items()}
-            for name, (where, write) in arms.items():
-                rows = chosen[where]
-                patched = original[where] if write is None else batch.log_probabilities(write, rows)
-                parts[name].append(_measure(original[where], patched, labels[flat[rows]]))
+            chosen: dict[Where, np.ndarray] = {"all": np.arange(count), "last": np.cumsum(part.lengths) - 1}
+            for where, rows in chosen.items():  # one position after the other: two references are held at a time
+                named = {name: write for name, (position, write) in arms.items() if position == where}
+                if not named:
+                    continue
+                original = batch.log_probabilities(None, rows)
+                reference = batch.log_probabilities(named[coder[where]], rows) if coder and where in coder else None
+                first = original.argmax(-1)
+                for name, write in named.items():
+                    if write is None:
+                        patched = original
+                    elif reference is not None and coder and coder[where] == name:
+                        patched = reference
+                    else:
+                        patched = batch.log_probabilities(write, rows)
+                    parts[name].append(_measure(original, reference, patched, first, labels[flat[rows]]))
             advance(len(part))
-    return {
-        name: Losses(*(np.concatenate(column) for column in zip(*kept, strict=True))) for name, kept in parts.items()
-    }
+    return {name: _joined(kept) for name, kept in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,26 @@ class _Batch:
         return torch.log_softmax(logits.flatten(0, 1)[at], dim=-1)
 
 
-def _measure(original: "Tensor", patched: "Tensor", labels: "Tensor") -> tuple[np.ndarray, np.ndarray]:
+def _measure(
+    original: "Tensor", coder: "Tensor | None", patched: "Tensor", first: "Tensor", labels: "Tensor"
+) -> tuple[np.ndarray, ...]:
+    """Loss, KL from the original, agreement with its first choice and, with a coder, KL from that: per position."""
     ce = -patched.gather(1, labels[:, None]).squeeze(1)
-    kl = (original.exp() * (original - patched)).sum(-1)
-    return ce.numpy(), kl.numpy()
+    columns = [ce, _divergence(original, patched), patched.argmax(-1) == first]
+    if coder is not None:
+        columns.append(_divergence(coder, patched))
+    return tuple(column.numpy() for column in columns)
+
+
+def _divergence(reference: "Tensor", patched: "Tensor") -> "Tensor":
+    """KL(reference || patched) per position, without a second array of the vocabulary's size for all of them."""
+    import torch
+
+    rows = max(1, CHUNK // reference.shape[1])
+    parts = zip(reference.split(rows), patched.split(rows), strict=True)
+    return torch.cat([(told.exp() * (told - found)).sum(-1) for told, found in parts])
+
+
+def _joined(parts: list[tuple[np.ndarray, ...]]) -> Losses:
+    ce, kl, agrees, *kl_coder = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Losses(ce, kl, kl_coder[0] if kl_coder else None, agrees)
