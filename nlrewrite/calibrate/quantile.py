@@ -127,4 +127,5 @@ def quantile(sample: Sample, share: np.ndarray, type_: int) -> np.ndarray:
     place = alpha + share * (count + 1 - alpha - beta)
     low = np.floor(place + 4 * np.finfo(float).eps).astype(int)
     weight = np.clip(place - low, 0.0, 1.0)
-    return (1 - weight) * sample.order_statistic(low) + weight * sample.order_statistic(low + 1)
+    below, above = sample.order_statistic(low), sample.order_statistic(low + 1)
+    return np.minimum(below + weight * (above - below), above)  # never beyond, not even by rounding
