@@ -42,6 +42,19 @@ class Codes:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """Every value, held as it is."""
+
+    values_PL: np.ndarray
+
+    def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
+        return self.values_PL[rows] @ dec_LE
+
+    def dense(self, rows: np.ndarray) -> np.ndarray:
+        return self.values_PL[rows]
+
+
+@dataclass(frozen=True)
 class Lookup:
     """Values that depend on a key of each position alone: row `key_P` of a table, which may be a product of tables.
 

@@ -1,33 +1,36 @@
-"""Fit every calibrator on the calibrate split, and choose one by predicting documents it was not fitted on.
+"""Fit every calibrator on the calibrate split, by blocks of latents, and choose one by documents it was not fitted on.
 
-In: simulated levels and true activations of the calibrate split, the coder's decoder, and the explain split's
-activations as the corpus that quantile normalisation maps onto. Out: `calibrators.safetensors` (name: values [L, 10]),
-`calibration.json` (what each one used, its cross-fitted error, the chosen one).
-Invariant: a latent without a readable sentence gets its mean from every calibrator, and the choice never sees a report
-document.
+In: what was said and the true activations of the calibrate split, the coder's decoder, and the explain split's
+activations as the corpus that quantile maps carry predictions onto. Out: `Fitted` calibrators and their cross-fitted
+errors; as files, those of `stored.py`. Invariant: memory follows the block, not the latents; a latent that is not
+explained has its mean from every calibrator; nothing that is held out is seen by a fit, nor by what is known; and the
+choice sees no report document, and is not offered what peeks there, what needs no simulator (`token-mean`,
+`bigram-mean`: baselines) or what changes the coder's decoder (`+refit`: "retuned").
 """
 
-import json
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
 
-from nlrewrite.activations.codes import Codes, true_codes
-from nlrewrite.activations.pairs import ByLatent, read
+from nlrewrite.activations.codes import true_codes
+from nlrewrite.activations.pairs import read
 from nlrewrite.artifacts import Folder
-from nlrewrite.calibrate import hurdle, quantile
-from nlrewrite.calibrate.cells import Cells, cells
+from nlrewrite.calibrate import apply, gain, methods
+from nlrewrite.calibrate.evidence import Evidence, Known
+from nlrewrite.calibrate.fitted import SHARED, Fitted, Part
+from nlrewrite.calibrate.known import KnownOf, Statistics
+from nlrewrite.calibrate.methods import Method, Name, Shared
+from nlrewrite.calibrate.pairing import Cases, Pairing
+from nlrewrite.calibrate.stored import read_calibrated, read_fitted, save
 from nlrewrite.coders import topk
 from nlrewrite.errors import SettingError
-from nlrewrite.language.reading import DIGITS
 from nlrewrite.seeds import generator
 from nlrewrite.simulate import rules as simulation
-from nlrewrite.simulate.rules import Simulated
+from nlrewrite.simulate.said import Reading, Said, Spoken, blocks
 from nlrewrite.specs import CalibrateSpec
 from nlrewrite.text.positions import Positions, positions
 from nlrewrite.text.tokens import read_windows
@@ -35,137 +38,46 @@ from nlrewrite.text.tokens import read_windows
 if TYPE_CHECKING:
     from nlrewrite.steps import Running
 
-CALIBRATORS = "calibrators.safetensors"
-ON_PROMPT = "-on-prompt"
+SAMPLE = 1024
+"""Latents on which is fitted what all share, at most."""
+SAMPLED_CASES = 4_000_000
+"""Cases of all those latents together, about, so that the sample fits into memory like a block."""
 
-
-@dataclass(frozen=True)
-class Calibrated:
-    """A fitted calibrator: the value of each latent at each level."""
-
-    name: str
-    information: str
-    values_LZ: np.ndarray
-
-    def codes(self, simulated: Simulated, count: int) -> Codes:
-        """The calibrated activations at `count` positions."""
-        silent = self.values_LZ[:, 0]
-        values = self.values_LZ[simulated.latent, simulated.level] - silent[simulated.latent]
-        shape = (count, len(silent))
-        extra = sparse.csr_matrix((values.astype(np.float32), (simulated.position, simulated.latent)), shape=shape)
-        return Codes(silent.astype(np.float32), extra)
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """What calibrators may look at: pairs of a split, a corpus of true activations, the largest one of each latent."""
-
-    simulated: Simulated
-    truth_PL: sparse.csr_matrix
-    corpus: ByLatent
-    corpus_positions: int
-    largest_L: np.ndarray
+__all__ = ["build", "cross_fitted_error", "fit", "fit_on", "folds", "read_calibrated", "read_fitted", "save"]
 
 
 def build(spec: CalibrateSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
-    from safetensors.numpy import save_file
-
+    names = [methods.parse(name) for name in spec.calibrators]
+    if not any(methods.may_be_chosen(name) for name in names):
+        raise SettingError(
+            f"calibrate.calibrators needs one that may be chosen before the report split is looked at: "
+            f"{', '.join(spec.calibrators)} peek there, need no simulator or change the decoder. "
+            f"Add hurdle to --set calibrate.calibrators"
+        )
     coder = topk.read(inputs["coder"])
     where = positions(read_windows(inputs["tokens"], "calibrate"))
-    fitting = fitting_on(inputs["simulation"], inputs["activations"], inputs["explain"], coder.latents)
-    folds_P = folds(where, spec)
-    dec_LE = coder.dec_LE.numpy()
-    if all(name.endswith(ON_PROMPT) for name in spec.calibrators):
-        raise SettingError(
-            f"calibrate.calibrators needs one that does not look at the report split, for one is chosen before: there "
-            f"is {', '.join(spec.calibrators)}. Add hurdle to --set calibrate.calibrators"
-        )
-    rows, tables, errors = [], {}, []
-    with running.progress.stage("calibrate", len(spec.calibrators)) as advance:
-        for name in spec.calibrators:
-            fitted = fit(name, fitting, folds_P)
-            error = None if name.endswith(ON_PROMPT) else cross_fitted_error(name, fitting, folds_P, dec_LE)
-            errors.append(error)
-            tables[name] = fitted.values_LZ.astype(np.float32)
-            rows.append({"calibrator": name, "information": fitted.information, "cross_fitted_error": error})
-            advance(1)
-    chosen = min((error, at) for at, error in enumerate(errors) if error is not None)[1]
-    save_file(tables, out / CALIBRATORS)
-    summary = {
-        "calibrators": rows,
-        "chosen": spec.calibrators[chosen],
-        "mean_ablation_error": mean_ablation_error(fitting, folds_P, dec_LE),
-        "unexplained": int((~fitting.simulated.explained).sum()),
-    }
-    (out / "calibration.json").write_text(json.dumps(summary, indent=1))
-
-
-def read_calibrated(folder: Folder) -> tuple[dict[str, Calibrated], str]:
-    """The calibrators by name, and the chosen one's name."""
-    from safetensors.numpy import load_file
-
-    tables = load_file(folder.path(CALIBRATORS))
-    summary = json.loads(folder.path("calibration.json").read_text())
-    rows = {row["calibrator"]: row["information"] for row in summary["calibrators"]}
-    return {name: Calibrated(name, rows[name], tables[name]) for name in rows}, summary["chosen"]
-
-
-def fitting_on(simulated: Folder, activations: Folder, corpus: Folder, latents: int) -> Fitting:
-    truth, target = read(activations), read(corpus)
-    by_latent = target.by_latent(latents)
-    largest = np.zeros(latents)
-    np.maximum.at(largest, target.latents.ravel(), target.values.ravel())
-    return Fitting(
-        simulation.read(simulated), true_codes(truth, latents).extra_PL, by_latent, len(target.values), largest
+    folds_P, dec_LE = folds(where, spec), coder.dec_LE.numpy()
+    truth_PL = true_codes(read(inputs["activations"]), coder.latents).extra_PL
+    pairing = Pairing(Spoken(simulation.read(inputs["simulation"]), len(where)), truth_PL, folds_P)
+    known = Statistics(read(inputs["explain"]), truth_PL, folds_P, coder.latents, spec.seed)
+    fitted: dict[str, Fitted] = {}
+    errors: dict[str, float] = {}
+    with running.progress.stage("calibrate", len(names)) as advance:
+        for name in names:
+            target = methods.method(name).target
+            fitted[name.full] = fit_on(name.full, pairing, known.known_of(target), dec_LE)
+            if target != "on-prompt":  # its target is the split that it is applied to: nothing here can try it
+                errors[name.full] = cross_fitted_error(name.full, pairing, partial(known.known_of, target), dec_LE)
+            advance(1, name.full)
+    allowed = [name.full for name in names if methods.may_be_chosen(name)]
+    save(
+        fitted,
+        out,
+        {name: {"cross_fitted_error": errors.get(name)} for name in fitted},
+        chosen=min(allowed, key=lambda name: errors[name]),
+        mean_ablation_error=cross_fitted_error("mean", pairing, partial(known.known_of, None), dec_LE),
+        unexplained=int((~pairing.said.explained).sum()),
     )
-
-
-def fit(name: str, fitting: Fitting, folds_P: np.ndarray, rows_P: np.ndarray | None = None) -> Calibrated:
-    """The calibrator called `name`, fitted on the positions of `rows_P`, or on all."""
-    everywhere = cells(fitting.simulated, fitting.truth_PL, rows_P)
-    if name == "none":
-        values, information = _promised(fitting), "maximum"
-    elif name == "hurdle":
-        wanted = np.unique(folds_P if rows_P is None else folds_P[rows_P])
-        inside = [folds_P == fold if rows_P is None else (folds_P == fold) & rows_P for fold in wanted]
-        if len(inside) == 1:  # a single fold is halved by position, so that a strength can be chosen
-            half = np.arange(len(folds_P)) < np.median(np.flatnonzero(inside[0]))
-            inside = [inside[0] & half, inside[0] & ~half]
-        parts = [cells(fitting.simulated, fitting.truth_PL, rows) for rows in inside]
-        values, information = hurdle.fit(everywhere, hurdle.best_strength(parts)), "paired"
-    elif found := re.fullmatch(rf"quantile-([1-9])({ON_PROMPT})?", name):
-        targets = _samples(fitting)
-        values = np.stack(
-            [quantile.fit(said, target, int(found[1])) for said, target in zip(everywhere.said, targets, strict=True)]
-        )
-        information = "test marginals" if found[2] else "marginals"
-    else:
-        raise SettingError(
-            f"no calibrator is called {name!r}: there are none, hurdle, quantile-1 to quantile-9, and each of those "
-            f"with {ON_PROMPT}. Change --set calibrate.calibrators"
-        )
-    unexplained = ~fitting.simulated.explained
-    values = np.array(values, dtype=np.float64)
-    values[unexplained] = (everywhere.total.sum(1) / max(everywhere.positions, 1))[unexplained, None]
-    return Calibrated(name, information, values)
-
-
-def cross_fitted_error(name: str, fitting: Fitting, folds_P: np.ndarray, dec_LE: np.ndarray) -> float:
-    """Mean squared error of what the latents write, each fold predicted by a calibrator fitted on the others."""
-    return _error(
-        lambda held: fit(name, fitting, folds_P, ~held).codes(fitting.simulated, len(held)), fitting, folds_P, dec_LE
-    )
-
-
-def mean_ablation_error(fitting: Fitting, folds_P: np.ndarray, dec_LE: np.ndarray) -> float:
-    """The same for the mean of each latent: what any calibrator has to beat."""
-
-    def mean(held: np.ndarray) -> Codes:
-        rest: Cells = cells(fitting.simulated, fitting.truth_PL, ~held)
-        constant = (rest.total.sum(1) / rest.positions).astype(np.float32)
-        return Codes(constant, sparse.csr_matrix((len(held), len(constant)), dtype=np.float32))
-
-    return _error(mean, fitting, folds_P, dec_LE)
 
 
 def folds(where: Positions, spec: CalibrateSpec) -> np.ndarray:
@@ -182,24 +94,142 @@ def folds(where: Positions, spec: CalibrateSpec) -> np.ndarray:
     return fold_of_group[np.searchsorted(groups, where.group)]
 
 
-def _error(predict: Callable[[np.ndarray], Codes], fitting: Fitting, folds_P: np.ndarray, dec_LE: np.ndarray) -> float:
-    """Mean squared error of what `predict` makes of each fold, which it is given as a mask."""
+def fit(
+    name: str,
+    said: Said,
+    truth_PL: sparse.csr_matrix,
+    known_of: KnownOf,
+    folds_P: np.ndarray,
+    *,
+    cases: Cases | None = None,
+    dec_LE: np.ndarray | None = None,
+    centre: Mapping[str, np.ndarray] | None = None,
+) -> Fitted:
+    """The calibrator called `name`. `centre`: what to take off each context, by number, where it is known already."""
+    return fit_on(name, Pairing(said, truth_PL, folds_P, cases=cases, centres=centre), known_of, dec_LE)
+
+
+def fit_on(
+    name: str,
+    pairing: Pairing,
+    known_of: KnownOf,
+    dec_LE: np.ndarray | None = None,
+    without: tuple[int, ...] = (),
+) -> Fitted:
+    """The calibrator called `name`, fitted on all folds but those `without` which."""
+    parsed = methods.parse(name)
+    method = methods.method(parsed)
+    reading = _reading(parsed, method, pairing)
+    explained = pairing.said.explained
+
+    def kept(evidence: Evidence) -> Evidence:
+        return evidence.where(~np.isin(evidence.fold, without)) if without else evidence
+
+    shared: Shared = {}
+    if method.share is not None and explained.any():
+        chosen = _sample(explained, len(pairing.folds_P))
+        known = _stacked([known_of(slice(latent, latent + 1)) for latent in chosen.tolist()])
+        shared = method.share(kept(pairing.sample(chosen, reading, method.digits)), known)
+    parts: list[Part] = []
+    means: list[np.ndarray] = []
+    for block in blocks(pairing.latents if explained.any() else 0, pairing.block(reading)):
+        known = known_of(block)
+        evidence = kept(pairing.evidence(block, reading, method.digits))
+        own = partial(gain.per_latent, method.fit) if parsed.gain else method.fit
+        parts.append(own(evidence, known, shared))
+        means.append(known.mean)
+    if not parts:  # nothing could be said of any latent
+        parts, means = [Part("mean", {})], [known_of(slice(0, pairing.latents)).mean]
+    fitted = _joined(parsed, reading, parts, np.concatenate(means), explained)
+    if parsed.output_gain:
+        share = _output_gain(parsed, pairing, known_of, _given(name, dec_LE), without)
+        fitted = fitted.with_gain(share, notes={**fitted.notes, "output_gain": share})
+    if parsed.refit:
+        fitted = _refitted(fitted, pairing, _given(name, dec_LE), without)
+    return fitted
+
+
+def cross_fitted_error(
+    name: str, pairing: Pairing, known_without: Callable[[int], KnownOf], dec_LE: np.ndarray
+) -> float:
+    """Mean squared error of what the latents write, each fold predicted by a calibrator fitted on the others."""
     total = 0.0
-    for fold in np.unique(folds_P):
-        held = folds_P == fold
-        rows = np.flatnonzero(held)
-        written = predict(held).output(rows, dec_LE) - fitting.truth_PL[rows] @ dec_LE
-        total += float(np.square(written).sum())
-    return total / len(folds_P)
+    for fold in pairing.folds.tolist():
+        fitted = fit_on(name, pairing, known_without(fold), dec_LE, without=(fold,))
+        rows = np.flatnonzero(pairing.folds_P == fold)
+        wrong = apply.written(fitted, pairing.said, dec_LE, rows) - pairing.truth_PL[rows] @ dec_LE
+        total += float(np.square(wrong, dtype=np.float64).sum())
+    return total / len(pairing.folds_P)
 
 
-def _promised(fitting: Fitting) -> np.ndarray:
-    """The sources' uncalibrated prediction: the expected digit, in ninths of the latent's largest activation."""
-    return fitting.largest_L[:, None] * fitting.simulated.expected / (DIGITS - 1)
+def _output_gain(
+    name: Name, pairing: Pairing, known_of: KnownOf, dec_LE: np.ndarray, without: tuple[int, ...]
+) -> float:
+    """One share of the way from the means for all latents, by folds that the map was not fitted on if there are two."""
+    folds = [fold for fold in pairing.folds.tolist() if fold not in without]
+    residual, towards = [], []
+    for fold in folds:
+        left_out = (*without, fold) if len(folds) > 1 else without
+        tried = fit_on(name.plain.full, pairing, known_of, without=left_out)
+        rows = np.flatnonzero(pairing.folds_P == fold)
+        mean = tried.mean @ dec_LE
+        residual.append(pairing.truth_PL[rows] @ dec_LE - mean)
+        towards.append(apply.written(tried, pairing.said, dec_LE, rows) - mean)
+    return gain.of_outputs(np.concatenate(residual), np.concatenate(towards))
 
 
-def _samples(fitting: Fitting) -> list[quantile.Sample]:
-    return [
-        quantile.Sample(np.sort(fitting.corpus.of(latent)[1]), fitting.corpus_positions)
-        for latent in range(len(fitting.largest_L))
-    ]
+def _refitted(fitted: Fitted, pairing: Pairing, dec_LE: np.ndarray, without: tuple[int, ...]) -> Fitted:
+    raise NotImplementedError
+
+
+def _given(name: str, dec_LE: np.ndarray | None) -> np.ndarray:
+    assert dec_LE is not None, f"{name} is fitted to what the latents write: give the decoder"
+    return dec_LE
+
+
+def _reading(name: Name, method: Method, pairing: Pairing) -> Reading:
+    """What the name asks for, or what the method reads by itself; a simulator without digits has its own number."""
+    if name.reading is not None:
+        return name.reading
+    return Reading(method.number if method.number == "own" or pairing.has_digits() else "own")
+
+
+def _sample(explained: np.ndarray, contexts: int) -> np.ndarray:
+    """Latents to fit on what all share, ascending: always the same ones of the same latents."""
+    there = np.flatnonzero(explained)
+    most = min(SAMPLE, max(SAMPLED_CASES // max(contexts, 1), 64))
+    return np.sort(generator(0, "calibrate", "shared", len(explained)).permutation(there)[:most])
+
+
+def _stacked(known: list[Known]) -> Known:
+    largest, rate, magnitude = (
+        np.concatenate([getattr(each, name) for each in known]) for name in ("largest", "rate", "magnitude")
+    )
+    return Known(largest, rate, magnitude, tuple(target for each in known for target in each.targets))
+
+
+def _joined(name: Name, reading: Reading, parts: list[Part], mean: np.ndarray, explained: np.ndarray) -> Fitted:
+    """One calibrator from the parts of all blocks."""
+    first = parts[0]
+    arrays: dict[str, np.ndarray] = {}
+    for label, array in first.arrays.items():
+        every = [part.arrays[label] for part in parts]
+        if label.startswith(SHARED):
+            joined = array
+        elif label == "start":  # each block counts its knots from 0
+            ends = np.cumsum([0, *(each[-1] for each in every)])
+            joined = np.concatenate([[0], *(each[1:] + end for each, end in zip(every, ends, strict=False))])
+        else:
+            joined = np.concatenate(every)
+        arrays[label] = joined.astype(np.float32) if joined.dtype.kind == "f" else joined
+    shares = [np.ones(0) if part.gain is None else part.gain for part in parts]
+    gains = np.ones(len(mean)) if first.gain is None else np.concatenate(shares)
+    return Fitted(
+        name=name.full,
+        information=methods.information(name),
+        map=first.map,
+        arrays=arrays,
+        mean=mean.astype(np.float32),
+        gain=np.where(explained, gains, 0).astype(np.float32),
+        reading=reading,
+    )

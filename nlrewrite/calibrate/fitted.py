@@ -12,6 +12,9 @@ latent of which nothing is known (gain 0) has its mean everywhere.
 | beta     | the same with intercept + rise * log s(z) - fall * log s(-z) in P, s the logistic function              |
 | knots    | linear between the knots (`x`, `y`)[`start`[b]:`start`[b + 1]], level beyond them                       |
 | levels   | `value` [B, Z] at the level z, a whole number                                                          |
+| published | the expected digit in ninths of `scale` [B], but 0 for an expectation of 9, as the published program has |
+
+A missing answer (NaN) is worth the latent's mean; as published it is worth `scale`, the largest activation.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,11 +25,13 @@ import numpy as np
 from scipy.special import expit, log_expit
 
 from nlrewrite.errors import SettingError
-from nlrewrite.simulate.said import Answers, Reading
+from nlrewrite.language.reading import DIGITS
+from nlrewrite.simulate.said import Answers, Reading, expected
 
 Arrays = Mapping[str, np.ndarray]
 SHARED = "shared."
 """Names of arrays that all latents share start with it."""
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,9 @@ class Fitted:
         inside = _MAPS[self.map](self._of(latents), answers)
         if inside is None:
             return np.broadcast_to(mean, answers.score_BS.shape).astype(np.float32)
-        return np.where(gain == 1, inside, mean + gain * (inside - mean)).astype(np.float32)
+        values = np.where(gain == 1, inside, mean + gain * (inside - mean)).astype(np.float32)
+        missing = np.isnan(values)
+        return np.where(missing, mean, values).astype(np.float32) if missing.any() else values
 
     def active(self, answers: Answers, latents: slice = slice(None)) -> np.ndarray | None:
         """P(active | answer) [B, S], where the map has one."""
@@ -75,7 +82,7 @@ class Fitted:
         return None if chance is None else chance(self._of(latents), answers)
 
     def with_gain(self, gain: np.ndarray | float, **changes: object) -> "Fitted":
-        return replace(self, gain=self.gain * gain, **changes)  # type: ignore[arg-type]
+        return replace(self, gain=(self.gain * gain).astype(np.float32), **changes)  # type: ignore[arg-type]
 
     def _of(self, latents: slice) -> Arrays:
         """The arrays of a block."""
@@ -104,6 +111,17 @@ def _digits(arrays: Arrays, answers: Answers) -> np.ndarray:
     return np.einsum("bsz,bz->bs", answers.digits_BSZ, np.atleast_2d(value)) * arrays["scale"][:, None]
 
 
+def _published(arrays: Arrays, answers: Answers) -> np.ndarray:
+    if answers.digits_BSZ is None:
+        raise SettingError(
+            "this simulator gives no digits, and the published prediction is made of them. "
+            "Leave it out of --set calibrate.calibrators"
+        )
+    ninths = expected(answers.digits_BSZ) / (DIGITS - 1)
+    ninths = np.where(ninths >= 1 - ROUNDING, 0.0, np.where(np.isnan(ninths), 1.0, ninths))
+    return ninths * arrays["scale"][:, None]
+
+
 def _logistic_chance(arrays: Arrays, answers: Answers) -> np.ndarray:
     return expit(arrays["intercept"][:, None] + arrays["slope"][:, None] * answers.score_BS)
 
@@ -127,7 +145,9 @@ def _knots(arrays: Arrays, answers: Answers) -> np.ndarray:
 
 
 def _levels(arrays: Arrays, answers: Answers) -> np.ndarray:
-    return np.take_along_axis(arrays["value"], answers.score_BS.astype(np.int64), axis=1)
+    missing = np.isnan(answers.score_BS)
+    found = np.take_along_axis(arrays["value"], np.where(missing, 0, answers.score_BS).astype(np.int64), axis=1)
+    return np.where(missing, np.nan, found)
 
 
 _CHANCES: dict[str, Callable[[Arrays, Answers], np.ndarray]] = {"logistic": _logistic_chance, "beta": _beta_chance}
@@ -138,4 +158,7 @@ _MAPS: dict[str, Callable[[Arrays, Answers], np.ndarray | None]] = {
     "beta": lambda arrays, answers: _beta_chance(arrays, answers) * _magnitude(arrays, answers),
     "knots": _knots,
     "levels": _levels,
+    "published": _published,
 }
+DIGIT_MAPS = ("digits", "published")
+"""Maps that read the whole distribution over digits."""

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nlrewrite.activations.codes import Codes, constant_codes, oracle_codes, true_codes
+from nlrewrite.activations.codes import Values, constant_codes, oracle_codes, true_codes
 from nlrewrite.activations.pairs import read
 from nlrewrite.activations.statistics import write_table
 from nlrewrite.artifacts import Folder
-from nlrewrite.calibrate import lookup
-from nlrewrite.calibrate.fit import ON_PROMPT, Calibrated, fit, fitting_on, read_calibrated
+from nlrewrite.calibrate import apply, lookup, methods
+from nlrewrite.calibrate.fit import fit, read_calibrated
+from nlrewrite.calibrate.fitted import Fitted
+from nlrewrite.calibrate.known import Statistics, aimed_at
 from nlrewrite.coders import topk
 from nlrewrite.evaluate import bootstrap, equivalent, latents
 from nlrewrite.evaluate.arms import Arm, Sources, arms
@@ -27,6 +29,7 @@ from nlrewrite.evaluate.summarise import headline, summarise
 from nlrewrite.score.build import read_scores
 from nlrewrite.seeds import generator
 from nlrewrite.simulate import rules as simulation
+from nlrewrite.simulate.said import Spoken
 from nlrewrite.specs import EvaluateSpec
 from nlrewrite.subject import load, sites
 from nlrewrite.subject.batches import batches, inside, padded
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 
     from nlrewrite.steps import Running
 
-ON_PROMPT_CALIBRATOR = f"quantile-6{ON_PROMPT}"
+ON_PROMPT_CALIBRATOR = f"quantile-6{methods.ON_PROMPT}"
 
 
 def build(spec: EvaluateSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
@@ -82,26 +85,27 @@ def gather(inputs: dict[str, Folder], where: Positions, dec_LE: np.ndarray, voca
     count = len(where)
     simulated = simulation.read(inputs["simulation"])
     calibrators, chosen = read_calibrated(inputs["calibration"])
-    on_report = fitting_on(inputs["simulation"], inputs["report"], inputs["report"], latents)
-    for name in {ON_PROMPT_CALIBRATOR, *(name for name in calibrators if name.endswith(ON_PROMPT))}:
-        calibrators[name] = fit(name, on_report, np.zeros(count, dtype=np.int64))
+    active = read(inputs["report"])
+    truth, spoken, together = true_codes(active, latents), Spoken(simulated, count), np.zeros(count, dtype=np.int64)
+    earlier = seen["calibrate"].truth.extra_PL
+    known = Statistics(read(inputs["explain"]), earlier, np.zeros(len(seen["calibrate"].where)), latents, seed=0)
+    peeking = aimed_at(known.known_of(None), active, latents)
+    for name in [ON_PROMPT_CALIBRATOR, *calibrators]:
+        if methods.method(methods.parse(name)).target == "on-prompt":
+            calibrators[name] = fit(name, spoken, truth.extra_PL, peeking, together, dec_LE=dec_LE)
     shuffled, best_for_shuffled = read_calibrated(inputs["calibration-shuffled"])
     control = shuffled[best_for_shuffled]  # its own best, so that no control is weak for the want of a fit
     misled = simulation.read(inputs["simulation-shuffled"])
-    active = read(inputs["report"])
     return Sources(
-        truth=true_codes(active, latents),
+        truth=truth,
         mean=constant_codes(mean_L, count),
         zero=constant_codes(np.zeros(latents), count),
         oracle=oracle_codes(active, total / np.maximum(often, 1)),
         token_lookup=lookup.token_lookup(fitted, where, vocabulary, token),
         bigram_lookup=lookup.bigram_lookup(fitted, where, vocabulary, bigram, token),
-        rewritten={
-            name: (each, with_means(each.codes(simulated, count), simulated.explained, mean_L))
-            for name, each in calibrators.items()
-        },
-        shuffled=(control, with_means(control.codes(misled, count), misled.explained, mean_L)),
-        lengths={most: _of_length(inputs, most, chosen, count, mean_L) for most in _lengths(inputs)},
+        rewritten={name: (each, apply.values(each, spoken)) for name, each in calibrators.items()},
+        shuffled=(control, apply.values(control, Spoken(misled, count))),
+        lengths={most: _of_length(inputs, most, chosen, count) for most in _lengths(inputs)},
         chosen=chosen,
         silent={
             "rules": ~simulated.explained,
@@ -116,17 +120,9 @@ def _lengths(inputs: dict[str, Folder]) -> list[int]:
     return sorted(int(name.rpartition("-")[2]) for name in inputs if re.fullmatch(r"simulation-\d+", name))
 
 
-def _of_length(
-    inputs: dict[str, Folder], most: int, chosen: str, count: int, mean_L: np.ndarray
-) -> tuple[Calibrated, Codes]:
-    simulated = simulation.read(inputs[f"simulation-{most}"])
-    calibrated = read_calibrated(inputs[f"calibration-{most}"])[0][chosen]
-    return calibrated, with_means(calibrated.codes(simulated, count), simulated.explained, mean_L)
-
-
-def with_means(codes: Codes, explained_L: np.ndarray, mean_L: np.ndarray) -> Codes:
-    """The codes with every unexplained latent at its mean, as in mean ablation."""
-    return Codes(np.where(explained_L, codes.constant_L, mean_L).astype(np.float32), codes.extra_PL)
+def _of_length(inputs: dict[str, Folder], most: int, chosen: str, count: int) -> tuple[Fitted, Values]:
+    fitted = read_calibrated(inputs[f"calibration-{most}"])[0][chosen]
+    return fitted, apply.values(fitted, Spoken(simulation.read(inputs[f"simulation-{most}"]), count))
 
 
 def site_means(

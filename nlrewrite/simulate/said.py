@@ -98,34 +98,42 @@ def blocks(latents: int, size: int = BLOCK) -> Iterator[slice]:
         yield slice(start, min(start + size, latents))
 
 
-def answers(said: Said, latents: slice, reading: Reading, centre_P: np.ndarray | None = None) -> Answers:
-    """What was said about a block of latents, read as `reading` says; `centre_P` is `centre` of the same reading."""
-    digits = said.digits(latents)
+def answers(
+    said: Said, latents: slice, reading: Reading, centre_P: np.ndarray | None = None, *, digits: bool = True
+) -> Answers:
+    """What was said about a block of latents, read as `reading` says; `centre_P` is `centre` of the same reading.
+
+    Without `digits` their distributions, ten times the size of the scores, are left out where none are read.
+    """
+    table = said.digits(latents) if digits or reading.number != "own" else None
     if reading.number == "own":
         score = said.scores(latents)
     else:
         from nlrewrite.errors import SettingError
 
-        if digits is None:
+        if table is None:
             raise SettingError(
                 f"this simulator gives no digits, so that there is no {reading.number} to read. "
                 f"Leave @{reading.number} out of --set calibrate.calibrators"
             )
-        score = expected(digits) if reading.number == "expected" else log_odds(digits)
+        score = expected(table) if reading.number == "expected" else log_odds(table)
     if reading.centred:
         assert centre_P is not None
         score = score - centre_P.astype(np.float32)
-    return Answers(score, digits)
+    return Answers(score, table if digits else None)
 
 
 def centre(said: Said, reading: Reading) -> np.ndarray:
-    """Mean over the explained latents of what is read at each context: [P]."""
+    """Mean over the explained latents of what is read at each context, missing answers left out: [P]."""
     explained = said.explained
-    total = np.zeros(said.contexts)
+    total, count = np.zeros(said.contexts), np.zeros(said.contexts)
     plain = Reading(reading.number)
     for block in blocks(len(explained)):
-        total += answers(said, block, plain).score_BS[explained[block]].sum(0, dtype=np.float64)
-    return total / max(int(explained.sum()), 1)
+        score = answers(said, block, plain, digits=False).score_BS[explained[block]]
+        there = ~np.isnan(score)
+        total += np.where(there, score, 0).sum(0, dtype=np.float64)
+        count += there.sum(0)
+    return total / np.maximum(count, 1)
 
 
 def expected(digits_Z: np.ndarray) -> np.ndarray:

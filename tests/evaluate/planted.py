@@ -8,7 +8,7 @@ from scipy import sparse
 
 from nlrewrite.activations.codes import Codes, constant_codes, oracle_codes, true_codes
 from nlrewrite.activations.pairs import Active
-from nlrewrite.calibrate.fit import Calibrated
+from nlrewrite.calibrate.fitted import Fitted
 from nlrewrite.calibrate.lookup import Seen, bigram_lookup, token_lookup
 from nlrewrite.coders.topk import TopKCoder
 from nlrewrite.evaluate.arms import Sources
@@ -75,10 +75,16 @@ def random_codes(count: int, seed: int = 0, latents: int = LATENTS) -> Codes:
     return Codes(constant, sparse.csr_matrix(dense.astype(np.float32)))
 
 
+def fitted(name: str, information: str) -> Fitted:
+    """A calibrator that makes nothing of any level."""
+    values = {"value": np.zeros((LATENTS, 10), dtype=np.float32)}
+    return Fitted(name, information, "levels", values, np.zeros(LATENTS), np.ones(LATENTS))
+
+
 def sources(planted: Planted, truth: Codes | None = None) -> Sources:
     count, vocabulary = len(planted.where), small_models.VOCABULARY
     seen = [Seen(planted.where, planted.truth)]
-    calibrated = Calibrated("hurdle", "paired", np.zeros((LATENTS, 10)))
+    calibrated = fitted("hurdle", "paired")
     mean_L = np.asarray(planted.truth.extra_PL.mean(0)).ravel()
     return Sources(
         truth=planted.truth if truth is None else truth,
@@ -89,7 +95,7 @@ def sources(planted: Planted, truth: Codes | None = None) -> Sources:
         bigram_lookup=bigram_lookup(seen, planted.where, vocabulary, 1.0, 1.0),
         rewritten={
             "hurdle": (calibrated, random_codes(count, seed=1)),
-            "none": (Calibrated("none", "maximum", np.zeros((LATENTS, 10))), random_codes(count, seed=2)),
+            "none": (fitted("none", "maximum"), random_codes(count, seed=2)),
         },
         shuffled=(calibrated, random_codes(count, seed=3)),
         lengths={2: (calibrated, random_codes(count, seed=4))},
