@@ -59,12 +59,22 @@ def build(spec: EvaluateSpec, inputs: dict[str, Folder], out: Path, running: "Ru
     writes: dict[str, tuple[Where, Write | None]] = {
         str(index): (arm.key.position, arm.write) for index, arm in enumerate(planned)
     }
-    measured = losses(model, located, windows, writes, batch_tokens, running.progress)
-    sums, rows = summarise(spec, planned, measured, where, windows)
-    write_table(sums, out / "losses.parquet")
+    compared: dict[Where, str] = {
+        arm.key.position: str(index) for index, arm in enumerate(planned) if arm.key.arm == "coder"
+    }
+    measured = losses(model, located, windows, writes, batch_tokens, running.progress, compared)
+    summary = summarise(spec, planned, measured, where, windows)
+    write_table(summary.sums, out / "losses.parquet")
     weights = equivalent.checkpoints(inputs["subject"])
     trained = _as_training(spec, planned, measured, where, sources.chosen, model, weights, windows, running)
-    results = {"headline": headline(rows, sources.chosen), "arms": rows, "equivalent_training": trained}
+    results = {
+        "headline": headline(summary.rows, sources.chosen),
+        "arms": summary.rows,
+        "over_subsets": summary.over_subsets,
+        "curves": summary.curves,
+        "statistics": summary.notes,
+        "equivalent_training": trained,
+    }
     (out / "results.json").write_text(json.dumps(results, indent=1))
     latents.write_latents(inputs, sources, coder.dec_LE.numpy(), out)
 

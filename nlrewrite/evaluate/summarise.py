@@ -1,139 +1,124 @@
 """From losses at every position to the rows of the results, and the one number with its controls.
 
-In: planned arms and their losses. Out: sums per arm and window, a row of figures per arm, the headline. Invariant:
-every figure of a row is computed from the same documents, resampled in the same way for all arms.
+In: planned arms and their losses. Out: sums per arm and window, a row of figures per arm, the same over random subsets,
+curves over fractions, the headline. Invariant: every figure is computed from the sums alone (`tell`), and from the same
+documents, resampled in the same way for all arms and positions.
 """
 
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from nlrewrite.errors import SettingError
-from nlrewrite.evaluate import bootstrap
+from nlrewrite.evaluate import bootstrap, curves
 from nlrewrite.evaluate.arms import Arm
 from nlrewrite.evaluate.losses import Losses
+from nlrewrite.evaluate.rows import Measured, Row, measured, pools, row
+from nlrewrite.evaluate.tally import Tally, columns, tally
 from nlrewrite.seeds import generator
 from nlrewrite.specs import EvaluateSpec
 from nlrewrite.text.positions import Positions
 from nlrewrite.text.tokens import Windows
 
+ABSOLUTE = ("p1", "p1-code")
+"""Protocols whose headline is the median absolute difference: positive under no effect, and it hides the sign."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that an evaluation says of its arms."""
+
+    sums: dict[str, np.ndarray]
+    """`losses.parquet`: a row per arm and window."""
+    rows: list[Row]
+    """A row per planned arm."""
+    over_subsets: list[Row]
+    """A row per arm and fraction that speaks for all random subsets: documents and subsets both resampled."""
+    curves: list[Row]
+    """An entry per arm and selection: bands over the fractions and the area against mean ablation."""
+    notes: dict[str, object]
+    """How the figures were made."""
+
 
 def summarise(
     spec: EvaluateSpec,
-    planned: list[Arm],
-    measured: dict[str, Losses],
+    planned: Sequence[Arm],
+    losses: Mapping[str, Losses],
     where: Positions,
     windows: Windows,
-) -> tuple[dict[str, np.ndarray], list[dict[str, object]]]:
-    """Sums per arm and window, and a row of figures per arm."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("arm", "window", "group", "positions", "ce", "kl")}
-    rows: list[dict[str, object]] = []
-    for position in spec.positions:
-        of_position = [index for index, arm in enumerate(planned) if arm.key.position == position]
-        base = next(index for index in of_position if planned[index].key.arm == "original")
-        kept = measured[str(base)].ce >= spec.least_base_loss
-        if not kept.any():
-            raise SettingError(
-                f"some prompt must have a base loss of evaluate.least_base_loss: it is {spec.least_base_loss:g}, and "
-                f"the highest is {measured[str(base)].ce.max():.3g}. Lower --set evaluate.least_base_loss"
-            )
-        window = (where.window if position == "all" else np.arange(len(windows)))[kept]
-        counts = np.bincount(window, minlength=len(windows))
-        ce, kl = (
-            np.stack(
-                [
-                    np.bincount(window, getattr(measured[str(index)], name)[kept], minlength=len(windows))
-                    for index in of_position
-                ]
-            )
-            for name in ("ce", "kl")
-        )
-        for place, index in enumerate(of_position):
-            columns["arm"].append(np.full(len(windows), index, dtype=np.int32))
-            columns["window"].append(np.arange(len(windows), dtype=np.int32))
-            columns["group"].append(windows.group)
-            columns["positions"].append(counts.astype(np.int32))
-            columns["ce"].append(ce[place])
-            columns["kl"].append(kl[place])
-        groups, of_window = np.unique(windows.group, return_inverse=True)
-        gather_GW = np.zeros((len(groups), len(windows)))
-        gather_GW[of_window, np.arange(len(windows))] = 1
-        in_ce, in_kl = (
-            bootstrap.resample(
-                gather_GW @ sums.T,
-                gather_GW @ counts,
-                spec.resamples,
-                generator(spec.seed, "evaluate", "bootstrap", position),  # the same documents for both figures
-            )
-            for sums in (ce, kl)
-        )
-        rows += _figures(planned, of_position, in_ce, in_kl, counts, windows)
-    return {name: np.concatenate(parts) for name, parts in columns.items()}, rows
+) -> Summary:
+    """Sums per arm and window, and all that they say."""
+    return tell(
+        spec,
+        planned,
+        {
+            position: tally(planned, losses, position, where, windows, spec.least_base_loss)
+            for position in spec.positions
+        },
+    )
 
 
-def _figures(
-    planned: list[Arm],
-    indices: list[int],
-    ce: bootstrap.Resampled,
-    kl: bootstrap.Resampled,
-    counts_W: np.ndarray,
-    windows: Windows,
-) -> list[dict[str, object]]:
-    place = {index: at for at, index in enumerate(indices)}
-    named = {planned[index].key.arm: place[index] for index in indices if planned[index].key.selection == "all"}
-    means = {planned[index].compared: place[index] for index in indices if planned[index].key.arm == "mean"}
-    original, coder, token = named["original"], named["coder"], named["token_lookup"]
-    rows = []
-    for index in indices:
-        arm, at = planned[index], place[index]
-        floor = means[arm.compared]
-        delta, divergence = ce.difference(at, original), kl.difference(at, original)
-        gap = ce.share(floor, coder, at)
-        gap_kl = kl.share(floor, coder, at)
-        over = ce.share_difference(floor, coder, at, token) if arm.compared == ("all", 1.0, 0) else None
-        over_bigram = (
-            ce.share_difference(floor, coder, at, named["bigram_lookup"]) if arm.compared == ("all", 1.0, 0) else None
+def tell(spec: EvaluateSpec, planned: Sequence[Arm], tallies: Mapping[str, Tally]) -> Summary:
+    """Every figure from the sums: those of `losses.parquet` give the same ones."""
+    some = next(iter(tallies.values()))
+    counted = np.sum([each.positions_W + each.left_out_W for each in tallies.values()], axis=0)
+    groups = np.unique(some.group_W[counted > 0])
+    draws = bootstrap.draw(
+        len(groups), spec.resamples, generator(spec.seed, "evaluate", "bootstrap", "documents"), spec.interval
+    )
+    sizes = {len(each) for found in tallies.values() for each in pools(planned, found)}
+    weights = {
+        size: bootstrap.subset_weights(
+            size, spec.resamples, generator(spec.seed, "evaluate", "bootstrap", "subsets", size)
         )
-        rows.append(
-            {
-                **asdict(arm.key),
-                "n_latents": arm.n_latents,
-                "n_unexplained": arm.n_unexplained,
-                "n_contexts": int(counts_W.sum()),
-                "n_documents": len(np.unique(windows.document[counts_W > 0])),
-                "n_groups": len(np.unique(windows.group[counts_W > 0])),
-                "ce": float(ce.measured_A[at]),
-                "delta_ce": delta.mean,
-                "delta_ce_low": delta.low,
-                "delta_ce_high": delta.high,
-                "kl": divergence.mean,
-                "kl_low": divergence.low,
-                "kl_high": divergence.high,
-                "gap_closed": gap and gap.mean,
-                "gap_closed_low": gap and gap.low,
-                "gap_closed_high": gap and gap.high,
-                "gap_closed_kl": gap_kl and gap_kl.mean,
-                "over_token_lookup": over and asdict(over),
-                "over_bigram_lookup": over_bigram and asdict(over_bigram),
-                "eviction_rate": 0.0,
-            }
-        )
-    return rows
+        for size in sizes
+    }
+    found = {position: measured(planned, each, draws, groups, weights) for position, each in tallies.items()}
+    absolute = spec.protocol in ABSOLUTE
+    worst = curves.worst(found)
+    rows = [
+        {**row(of, at, absolute), "worst_over_mean": _worst(of, at, worst)}
+        for of in found.values()
+        for at in range(of.count)
+    ]
+    return Summary(
+        sums=columns(list(tallies.values())),
+        rows=rows,
+        over_subsets=[
+            {**row(of, at, absolute), "worst_over_mean": None}
+            for of in found.values()
+            for at in range(of.count, len(of.tally.arms))
+        ],
+        curves=[entry for position, of in found.items() for entry in curves.told(of, position)],
+        notes={
+            "interval": spec.interval,
+            "level": bootstrap.LEVEL,
+            "resamples": spec.resamples,
+            "groups": len(groups),
+            "least_base_loss": spec.least_base_loss,
+            "positions": {
+                position: {
+                    "equal_groups": of.ce.groups,
+                    "n_left_out": of.tally.n_left_out,
+                    "base_loss_thirds": list(of.bounds),
+                }
+                for position, of in found.items()
+            },
+        },
+    )
 
 
-def headline(rows: list[dict[str, object]], chosen: str) -> dict[str, object]:
+def headline(rows: Sequence[Row], chosen: str) -> Row:
     """The one number, its row, and the controls it must stand beside: all latents, patched at all positions."""
     position = "all" if any(row["position"] == "all" for row in rows) else "last"
     whole = [row for row in rows if row["position"] == position and row["selection"] == "all" and row["topk"] == "none"]
-    by_arm = {row["arm"]: row for row in whole if row["arm"] != "rewritten"}
+    by_arm: dict[object, Row] = {}
+    for each in whole:
+        if each["arm"] != "rewritten":
+            by_arm.setdefault(each["arm"], each)
     quoted = next(row for row in whole if row["explanation"] == "rules" and row["calibrator"] == chosen)
     key = ("arm", "site", "simulator", "explanation", "calibrator", "information", "topk", "selection", "subset_seed")
-
-    def loss(arm: str) -> float:
-        value = by_arm[arm]["delta_ce"]
-        assert isinstance(value, float)
-        return value
-
+    coder = by_arm["coder"]
     return {
         "position": position,
         "fraction": 1,
@@ -146,9 +131,32 @@ def headline(rows: list[dict[str, object]], chosen: str) -> dict[str, object]:
         "bigram_lookup": by_arm["bigram_lookup"]["gap_closed"],
         "shuffled": by_arm["shuffled"]["gap_closed"],
         "oracle": by_arm["oracle"]["gap_closed"],
-        "coder_share": (loss("mean") - loss("coder")) / loss("mlp_mean"),
+        "coder_share": coder["site_share"],
+        "coder_share_low": coder["site_share_low"],
+        "coder_share_high": coder["site_share_high"],
         "over_token_lookup": quoted["over_token_lookup"],
         "over_bigram_lookup": quoted["over_bigram_lookup"],
+        "over_shuffled": quoted["over_shuffled"],
+        "over_mean": {name: quoted[f"over_mean{end}"] for name, end in ENDS},
+        "over_mean_kl": {name: quoted[f"over_mean_kl{end}"] for name, end in ENDS},
+        "kl": quoted["kl"],
+        "kl_coder": quoted["kl_coder"],
+        "gap_closed_kl": {name: quoted[f"gap_closed_kl{end}"] for name, end in ENDS},
+        "win_rate": {name: quoted[f"win_rate{end}"] for name, end in ENDS},
+        "worst_over_mean": quoted["worst_over_mean"],
+        "contexts_to_detect": quoted["contexts_to_detect"],
+        "n_left_out": quoted["n_left_out"],
         "n_latents": quoted["n_latents"],
         "n_unexplained": quoted["n_unexplained"],
     }
+
+
+ENDS = (("mean", ""), ("low", "_low"), ("high", "_high"))
+
+
+def _worst(of: Measured, at: int, answers: Mapping[tuple[object, ...], Row]) -> Row | None:
+    """The bound over all fractions, selections and positions, in the row of all latents of a rewriting."""
+    key = of.arm(at).key
+    if key.selection != "all":
+        return None
+    return answers.get(tuple(getattr(key, field) for field in curves.NAMED))

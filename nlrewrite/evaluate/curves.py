@@ -1,0 +1,150 @@
+"""An arm over all fractions at once: simultaneous bands, the area against mean ablation, and the worst it can be.
+
+In: the resampled arms of each position. Out: an entry per arm and selection with its contrast to the mean ablation of
+the same latents at every fraction, and per rewriting one bound that holds over fractions, selections and positions.
+Invariant: all contrasts of a statement come from the same resamples; a curve ends where all latents are replaced.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from nlrewrite.evaluate import bands
+from nlrewrite.evaluate.bootstrap import Figure, Resampled
+from nlrewrite.evaluate.rows import Measured, Row
+
+NAMED = ("arm", "site", "simulator", "explanation", "calibrator", "information", "topk")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The places of an arm and of its mean ablation, by rising fraction."""
+
+    named: dict[str, object]
+    selection: str
+    subsets: int
+    fractions: tuple[float, ...]
+    arms: tuple[int, ...]
+    floors: tuple[int, ...]
+
+    @property
+    def over_mean(self) -> Figure:
+        """[..., A] -> [..., K]: the arm's loss over its mean ablation's, negative where it is better."""
+        return lambda means: means[..., list(self.arms)] - means[..., list(self.floors)]
+
+
+def curves(of: Measured) -> list[Curve]:
+    """Every arm but mean ablation itself that replaces a part of the latents at some fraction."""
+    pooled = {member for members in of.pooled for member in members}
+    parts: dict[tuple[object, ...], list[int]] = {}
+    ends: dict[tuple[object, ...], int] = {}
+    for at in range(len(of.tally.arms)):
+        key = asdict(of.arm(at).key)
+        name = tuple(key[field] for field in NAMED)
+        if key["arm"] == "mean" or at in pooled:
+            continue
+        if key["selection"] == "all":
+            ends.setdefault(name, at)
+        else:
+            parts.setdefault((*name, key["selection"]), []).append(at)
+    found = []
+    for (*name, selection), members in parts.items():
+        end = ends.get(tuple(name))
+        arms = members if end is None or end in members else [*members, end]
+        arms.sort(key=lambda at: of.arm(at).key.fraction)
+        fractions = tuple(of.arm(at).key.fraction for at in arms)
+        if len(set(fractions)) == len(fractions):
+            floors = tuple(of.found("mean", at) for at in arms)
+            subsets = max(len(of.members(at)) for at in arms)
+            found.append(
+                Curve(dict(zip(NAMED, name, strict=True)), str(selection), subsets, fractions, tuple(arms), floors)
+            )
+    return found
+
+
+def told(of: Measured, position: str) -> list[Row]:
+    """The curves of one position with their bands and areas."""
+    coder = of.found("coder")
+    rows: list[Row] = []
+    for curve in curves(of):
+        fractions_K, drawn = np.array(curve.fractions), of.ce
+        estimates_K, resampled_RK = curve.over_mean(drawn.measured_A), curve.over_mean(drawn.resampled_RA)
+        both = bands.max_t(estimates_K, resampled_RK, groups=drawn.groups)
+        upper = bands.max_t(estimates_K, resampled_RK, side="upper", groups=drawn.groups)
+        points = [drawn.difference(arm, floor) for arm, floor in zip(curve.arms, curve.floors, strict=True)]
+        between, closed = _areas(drawn, curve, fractions_K, coder)
+        rows.append(
+            {
+                **curve.named,
+                "position": position,
+                "selection": curve.selection,
+                "n_subsets": curve.subsets,
+                "fractions": list(curve.fractions),
+                "over_mean": estimates_K.tolist(),
+                "over_mean_low": [point.low for point in points],
+                "over_mean_high": [point.high for point in points],
+                "band_low": both.low_K.tolist(),
+                "band_high": both.high_K.tolist(),
+                "bound": upper.high_K.tolist(),
+                "area": between,
+                "area_share": closed,
+            }
+        )
+    return rows
+
+
+def worst(found: Mapping[str, Measured]) -> dict[tuple[object, ...], Row]:
+    """For each rewriting by sentences the worst that it can be against mean ablation, anywhere, with 95% confidence.
+
+    The contrasts of all fractions, selections and positions, each as a share of what mean ablation of all latents costs
+    at its position, get one-sided bounds that hold together; the largest of them is the answer. None where the cost may
+    be nothing.
+    """
+    columns: dict[tuple[object, ...], list[tuple[float, np.ndarray, float]]] = {}
+    groups = 0.0
+    for of in found.values():
+        drawn, floor, coder = of.ce, of.found("mean"), of.found("coder")
+        groups = drawn.groups
+        if not drawn.difference(floor, coder).low > 0:
+            return {}
+        seen: set[int] = set()
+        for curve in curves(of):
+            if curve.named["arm"] != "rewritten":
+                continue
+            name = tuple(curve.named[field] for field in NAMED)
+            for arm, mean in zip(curve.arms, curve.floors, strict=True):
+                if arm in seen:
+                    continue
+                seen.add(arm)
+                whole = drawn.resampled_RA[:, floor] - drawn.resampled_RA[:, coder]
+                over = drawn.resampled_RA[:, arm] - drawn.resampled_RA[:, mean]
+                cost = drawn.measured_A[floor] - drawn.measured_A[coder]
+                estimate = float((drawn.measured_A[arm] - drawn.measured_A[mean]) / cost)
+                columns.setdefault(name, []).append((estimate, over / whole, float(cost)))
+    answers: dict[tuple[object, ...], Row] = {}
+    for name, contrasts in columns.items():
+        estimates = np.array([estimate for estimate, _, _ in contrasts])
+        upper = bands.max_t(estimates, np.stack([drawn for _, drawn, _ in contrasts], 1), side="upper", groups=groups)
+        highest = int(upper.high_K.argmax())
+        answers[name] = {
+            "share": float(upper.high_K[highest]),
+            "nats": float(upper.high_K[highest] * contrasts[highest][2]),
+            "contrasts": len(contrasts),
+        }
+    return answers
+
+
+def _areas(
+    drawn: Resampled, curve: Curve, fractions_K: np.ndarray, coder: int
+) -> tuple[dict[str, float], dict[str, float] | None]:
+    """The area by which the arm lies below mean ablation, in nats, and as a share of the area above the coder."""
+
+    def between(means: np.ndarray) -> np.ndarray:
+        return bands.area(fractions_K, -curve.over_mean(means))
+
+    def whole(means: np.ndarray) -> np.ndarray:
+        return bands.area(fractions_K, means[..., list(curve.floors)] - means[..., [coder]])
+
+    closed = drawn.ratio(between, whole)
+    return asdict(drawn.figure(between)), closed and asdict(closed)
