@@ -52,7 +52,7 @@ class Drawn:
         def evidence(latents: slice, reading: Reading) -> Evidence:
             if reading.centred and reading not in centres:
                 centres[reading] = self.centre(said, reading)
-            found = self._answers(said, latents, reading, centres.get(reading))
+            found = self._answers(said, latents, reading, centres.get(reading), digits=True)
             weight, drawn = self._weights(latents, found)
             context = np.maximum(self.context_LS[latents], 0)
             truth = np.take_along_axis(truth_LP[latents].toarray(), context, axis=1)
@@ -75,7 +75,7 @@ class Drawn:
         plain = replace(reading, centred=False)
         total_P, weight_P = np.zeros(self.contexts), np.zeros(self.contexts)
         for block in blocks(len(self.context_LS)):
-            found = self._answers(said, block, plain, None)
+            found = self._answers(said, block, plain, None, digits=False)
             weight = self._weights(block, found)[0] * said.explained[block, None]
             rows, columns = np.nonzero(weight)
             context, amount = self.context_LS[block][rows, columns], weight[rows, columns]
@@ -84,18 +84,20 @@ class Drawn:
         overall = total_P.sum() / max(weight_P.sum(), 1.0)
         return np.divide(total_P, weight_P, out=np.full(self.contexts, overall), where=weight_P > 0)
 
-    def _answers(self, said: Said, latents: slice, reading: Reading, centre_P: np.ndarray | None) -> Answers:
+    def _answers(
+        self, said: Said, latents: slice, reading: Reading, centre_P: np.ndarray | None, *, digits: bool
+    ) -> Answers:
         """What was said in the cases; NaN in columns without one and where an answer is missing."""
         context = self.context_LS[latents]
-        everywhere = answers(said, latents, reading, centre_P)
+        everywhere = answers(said, latents, reading, centre_P, digits=digits)
         place = np.maximum(context, 0)
         score = np.take_along_axis(everywhere.score_BS, place, axis=1)
         score[context == NOTHING] = np.nan
-        digits = everywhere.digits_BSZ
-        if digits is not None:
-            digits = np.broadcast_to(digits, (len(context), *digits.shape[1:]))
-            digits = np.take_along_axis(digits, place[..., None], axis=1)
-        return Answers(score, digits)
+        table = everywhere.digits_BSZ
+        if table is not None:
+            table = np.broadcast_to(table, (len(context), *table.shape[1:]))
+            table = np.take_along_axis(table, place[..., None], axis=1)
+        return Answers(score, table)
 
     def _weights(self, latents: slice, found: Answers) -> tuple[np.ndarray, np.ndarray]:
         """How many contexts each case stands for, and the share of each kind that was drawn."""

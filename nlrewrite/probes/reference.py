@@ -116,7 +116,7 @@ class Bench:
         return fit.fit(name, self.said, self.truth_PL, known_of, self.folds_P, dec_LE=self.model.dec_LE)
 
     def by_cases(self, name: str, active: int, inactive: int, seed: int = 0) -> tuple[Fitted, int]:
-        """A calibrator on contexts drawn for each latent from those that rates are known from, and the queries it took."""
+        """A calibrator on cases drawn for each latent from the contexts that rates are known from; and the queries."""
         truth_PL, folds_P = self.model.known_truth_PL, _folds(self.model.design.known_contexts, self.model.seed)
         drawn = case_control(truth_PL, folds_P, active, inactive, seed=seed)
         said = self._simulator(truth_PL, "known")
