@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nlrewrite.calibrate.fitted import Part
-from nlrewrite.calibrate.knots import Scored, needed, part, scored
-from nlrewrite.simulate.said import Answers
+from nlrewrite.calibrate.knots import Scored, ascending, part
 
 if TYPE_CHECKING:
     from nlrewrite.calibrate.evidence import Evidence, Known
@@ -31,7 +30,7 @@ STRENGTHS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 10_000.0)
 
 def fit(evidence: "Evidence", known: "Known", shared: Shared) -> Part:
     """The monotone map of least squares."""
-    return part(_pooled(each) for each in scored(evidence.checked()))
+    return part(_pooled(each) for each in ascending(evidence.checked()))
 
 
 def share(evidence: "Evidence", known: "Known") -> Shared:
@@ -42,7 +41,7 @@ def share(evidence: "Evidence", known: "Known") -> Shared:
 def fit_shrunk(evidence: "Evidence", known: "Known", shared: Shared) -> Part:
     """The same map, to be gone as far as it holds up in folds that it was not fitted on."""
     gain = gains(held_up(evidence.checked()), shared)
-    return part((_pooled(each) for each in scored(evidence)), gain)
+    return part((_pooled(each) for each in ascending(evidence)), gain)
 
 
 @dataclass(frozen=True)
@@ -98,30 +97,71 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 def held_up(evidence: "Evidence") -> HeldUp:
     """Predictions of each fold from the others, against what was true there."""
-    evidence = replace(evidence, answers=Answers(evidence.answers.score_BS))
-    fold_S = _two_at_least(evidence.fold)
-    sums = [_of_fold(evidence, fold_S == fold) for fold in np.unique(fold_S)]
-    square, product, noise = np.stack(sums, axis=-1)
-    return HeldUp(square, product, noise)
-
-
-def _of_fold(evidence: "Evidence", held_S: np.ndarray) -> np.ndarray:
-    """The three sums over the cases of a fold: [3, B]."""
-    fitted, truth = evidence.where(~held_S), evidence.where(held_S)
-    sums = np.zeros((3, evidence.latents))
-    size = fitted.total.sum(1) / np.maximum(fitted.active.sum(1), np.finfo(float).tiny)
-    for latent, (seen, met, mean) in enumerate(zip(scored(fitted), scored(truth), fitted.mean(), strict=True)):
-        if not len(seen.score) or not len(met.score):
+    _, fold_S = np.unique(_two_at_least(evidence.fold), return_inverse=True)
+    folds = range(int(fold_S.max()) + 1)
+    active = np.stack([evidence.active[:, fold_S == fold].sum(1, dtype=np.float64) for fold in folds], axis=1)
+    total = np.stack([evidence.total[:, fold_S == fold].sum(1, dtype=np.float64) for fold in folds], axis=1)
+    elsewhere, truth = (each.sum(1, keepdims=True) - each for each in (active, total))
+    sizes = _ratio(truth, elsewhere)
+    sums = np.zeros((3, evidence.latents, len(folds)))
+    for latent, cases in enumerate(ascending(replace(evidence, fold=fold_S))):
+        if not active[latent].any():
             continue
-        score, value = _pooled(seen)
-        kept = needed(value)
-        predicted = np.interp(met.score, score[kept], value[kept])
-        ahead = predicted - mean
-        weighted = met.weight * ahead**2
-        sums[0, latent] = weighted.sum()
-        sums[1, latent] = ahead @ (met.total - met.weight * mean)
-        sums[2, latent] = weighted @ predicted * size[latent]  # a value predicted as v is size or 0: variance v * size
-    return sums
+        stretches = Stretches.of(cases.weighty(), len(folds))
+        for fold in np.flatnonzero(elsewhere[latent]).tolist():  # without activations elsewhere there is no map
+            held = cases.where(cases.fold == fold)
+            sums[:, latent, fold] = _against(*stretches.without(fold), held, sizes[latent, fold])
+    return HeldUp(*sums)
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """A latent's K stretches of scores that no fit to some of the F folds would part.
+
+    Neighbouring scores without an activation get one value, so that there are about twice as many stretches as
+    activations, and a fit to any folds costs next to nothing.
+    """
+
+    weight: np.ndarray
+    total: np.ndarray
+    lowest: np.ndarray
+    highest: np.ndarray
+    """All [K, F]; the scores are infinite where a fold has none."""
+
+    @staticmethod
+    def of(cases: Scored, folds: int) -> "Stretches":
+        starts = cases.starts()
+        active = np.add.reduceat(cases.total, starts) > 0
+        begins = np.zeros(len(cases.score), dtype=np.int64)
+        begins[starts[1:][active[1:] | active[:-1]]] = 1
+        stretch = np.cumsum(begins)
+        cell, shape = stretch * folds + cases.fold, (int(stretch[-1]) + 1, folds)
+        weight, total = (
+            np.bincount(cell, each, shape[0] * folds).reshape(shape) for each in (cases.weight, cases.total)
+        )
+        lowest, highest = np.full(shape, np.inf), np.full(shape, -np.inf)
+        highest.reshape(-1)[cell] = cases.score  # the last one stays: they ascend
+        lowest.reshape(-1)[cell[::-1]] = cases.score[::-1]
+        return Stretches(weight, total, lowest, highest)
+
+    def without(self, fold: int) -> tuple[Line, float]:
+        """The map fitted to the other folds, and their mean."""
+        rest = [each for each in range(self.weight.shape[1]) if each != fold]
+        weight, total = self.weight[:, rest].sum(1), self.total[:, rest].sum(1)
+        there = weight > 0
+        ends = self.lowest[:, rest].min(1), self.highest[:, rest].max(1)
+        value = _least_squares(weight[there], total[there])
+        score = np.stack([each[there] for each in ends], axis=1).ravel()
+        return (score, np.repeat(value, 2)), float(total.sum() / weight.sum())
+
+
+def _against(line: Line, mean: float, held: Scored, size: float) -> tuple[np.ndarray, ...]:
+    """The three sums over the cases of a fold, by a map from folds in which an active latent is `size` on average."""
+    predicted = np.interp(held.score, *line)
+    ahead = predicted - mean
+    weighted = held.weight * ahead**2
+    # a value that is expected to be v is either about the size or 0: its variance is about v * size
+    return weighted.sum(), ahead @ (held.total - held.weight * mean), weighted @ predicted * size
 
 
 def _two_at_least(fold_S: np.ndarray) -> np.ndarray:
@@ -133,8 +173,12 @@ def _two_at_least(fold_S: np.ndarray) -> np.ndarray:
 
 def _pooled(cases: Scored) -> Line:
     """Least squares among the non-decreasing functions of the score."""
+    distinct = cases.merged()
+    return distinct.score, _least_squares(distinct.weight, distinct.total)
+
+
+def _least_squares(weight: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """The best non-decreasing values for cases in order."""
     from scipy.optimize import isotonic_regression
 
-    if not len(cases.score):
-        return np.zeros(1), np.zeros(1)
-    return cases.score, isotonic_regression(cases.total / cases.weight, weights=cases.weight).x
+    return isotonic_regression(total / weight, weights=weight).x

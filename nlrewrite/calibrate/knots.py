@@ -20,32 +20,49 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scored:
-    """A latent's cases with tied scores merged, ascending; cases without weight are no cases."""
+    """A latent's cases, ascending by score."""
 
     score: np.ndarray
     weight: np.ndarray
     total: np.ndarray
+    fold: np.ndarray
+
+    def where(self, cases: np.ndarray) -> "Scored":
+        return Scored(self.score[cases], self.weight[cases], self.total[cases], self.fold[cases])
+
+    def weighty(self) -> "Scored":
+        """Without the cases that weigh nothing, which are no cases."""
+        return self if self.weight.all() else self.where(self.weight > 0)
+
+    def starts(self) -> np.ndarray:
+        """Where each distinct score begins."""
+        first = np.ones(len(self.score), dtype=bool)
+        np.not_equal(self.score[1:], self.score[:-1], out=first[1:])
+        return np.flatnonzero(first)
+
+    def merged(self) -> "Scored":
+        """Tied scores as one case, whose fold means nothing."""
+        cases = self.weighty()
+        starts = cases.starts()
+        if len(starts) == len(cases.score):
+            return cases
+        weight, total = (np.add.reduceat(each, starts) for each in (cases.weight, cases.total))
+        return Scored(cases.score[starts], weight, total, cases.fold[starts])
 
 
-def scored(evidence: "Evidence") -> Iterator[Scored]:
-    """Each latent's cases by distinct score."""
-    score_BS, total_BS = evidence.answers.score_BS, evidence.total
+def ascending(evidence: "Evidence") -> Iterator[Scored]:
+    """The cases of one latent after the other."""
+    score_BS = evidence.answers.score_BS
     order_BS = np.argsort(score_BS, axis=1)
     for row in range(evidence.latents):
-        order = order_BS[min(row, len(order_BS) - 1)]
-        weight = evidence.weight[min(row, len(evidence.weight) - 1)][order].astype(np.float64)
-        total = total_BS[min(row, len(total_BS) - 1)][order].astype(np.float64)
-        score = score_BS[min(row, len(score_BS) - 1)][order]
-        if not weight.all():
-            there = weight > 0
-            score, weight, total = score[there], weight[there], total[there]
-        first = np.ones(len(score), dtype=bool)
-        np.not_equal(score[1:], score[:-1], out=first[1:])
-        if first.all():
-            yield Scored(score, weight, total)
-        else:
-            starts = np.flatnonzero(first)
-            yield Scored(score[starts], np.add.reduceat(weight, starts), np.add.reduceat(total, starts))
+        order = _row(order_BS, row)
+        weight, total = (_row(each, row)[order].astype(np.float64) for each in (evidence.weight, evidence.total))
+        yield Scored(_row(score_BS, row)[order], weight, total, evidence.fold[order])
+
+
+def _row(array: np.ndarray, row: int) -> np.ndarray:
+    """A latent's row of an array that has one for each or one for all."""
+    return array[row if len(array) > 1 else 0]
 
 
 def needed(values: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nlrewrite.calibrate.fitted import Part
-from nlrewrite.calibrate.knots import part, scored
+from nlrewrite.calibrate.knots import Scored, ascending, part
 from nlrewrite.seeds import generator
 
 if TYPE_CHECKING:
@@ -64,18 +64,18 @@ class Sample:
 
 def fit(evidence: "Evidence", known: "Known", shared: dict[str, np.ndarray], type_: int = 6) -> Part:
     """Knots that carry the scores of each latent onto its target in `known.targets`, by plotting position `type_`."""
-    cases = zip(scored(evidence.checked()), known.targets, strict=True)
-    return part(matched(each.score, each.weight, target, type_) for each, target in cases)
+    both = zip(ascending(evidence.checked()), known.targets, strict=True)
+    return part(matched(cases.merged(), target, type_) for cases, target in both)
 
 
-def matched(score: np.ndarray, weight: np.ndarray, target: Sample, type_: int) -> tuple[np.ndarray, np.ndarray]:
-    """The scores that matter, of distinct ascending ones, and their values."""
-    upto = np.cumsum(weight)
-    position = plotting_position(upto - (weight - 1) / 2, float(upto[-1]), type_)
+def matched(cases: Scored, target: Sample, type_: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct scores that matter, and their values."""
+    upto = np.cumsum(cases.weight)
+    position = plotting_position(upto - (cases.weight - 1) / 2, float(upto[-1]), type_)
     silent = np.searchsorted(position, (target.zeros - 2) / (target.count + 1))  # below it every type says zero
     first = max(int(silent) - 1, 0)
     values = quantile(target, position[first:], type_)
-    return score[first:], np.maximum.accumulate(values)
+    return cases.score[first:], np.maximum.accumulate(values)
 
 
 def samples(
