@@ -289,6 +289,11 @@ class EvaluateSpec(Spec):
         default="percentile", description="How an interval is read off the resamples.", json_schema_extra={"since": 2}
     )
     resamples: int = Field(default=2000, ge=200, le=100_000, description="Bootstrap resamples over document groups.")
+    checkpoints: tuple[str, ...] = Field(
+        default=(),
+        description="Revisions of a hub subject (step1000, ...) by which a loss is told as a share of its training.",
+        json_schema_extra={"since": 2},
+    )
     protocol: Literal["ours", "p1", "p2", "p1-code"] = Field(
         default="ours",
         description="Whose protocol the settings follow; the results name it and its defects.",

@@ -190,6 +190,11 @@ def equal_groups(counts_G: np.ndarray) -> float:
     return max(1.01, float(counts_G.sum() ** 2 / np.square(counts_G).sum()))
 
 
+def levels(groups: float, level: float = LEVEL) -> np.ndarray:
+    """Where among the resamples the ends of a percentile interval lie: [low, high]."""
+    return special.ndtr(np.array([-1.0, 1.0]) * widened(float(special.ndtri((1 + level) / 2)), groups))
+
+
 @cache
 def widened(critical: float, groups: float) -> float:
     """A normal critical value, moved outwards to what the mean of `groups` groups takes: sqrt(G / (G - 1)) t."""

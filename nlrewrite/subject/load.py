@@ -33,8 +33,8 @@ def tokenizer_path(folder: Folder | Path) -> Path:
     return folder / "tokenizer.json" if isinstance(folder, Path) else folder.path("tokenizer.json")
 
 
-def model(folder: Folder | Path, execution: Execution) -> "nn.Module":
-    """The subject on the execution's device, frozen; its dtype is the spec's (float32 for a folder that says none)."""
+def model(folder: Folder | Path, execution: Execution, dtype: str = "float32") -> "nn.Module":
+    """The subject on the execution's device, frozen; its dtype is the spec's (`dtype` for a folder that says none)."""
     root = folder if isinstance(folder, Path) else _fetched(folder)
     about = json.loads((root / REFERENCE).read_text()) if (root / REFERENCE).exists() else {}
     if about.get("kind") == "hub":
@@ -42,7 +42,7 @@ def model(folder: Folder | Path, execution: Execution) -> "nn.Module":
         weights(root)
     if execution.device != "cpu":
         raise NotYet(f"this version computes on the CPU alone: device={execution.device}. Use --device cpu")
-    return _frozen(root, about.get("dtype", "float32"), execution.device)
+    return _frozen(root, about.get("dtype", dtype), execution.device)
 
 
 def _frozen(root: Path, dtype: str, device: str) -> "nn.Module":
