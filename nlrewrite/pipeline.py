@@ -32,6 +32,7 @@ from nlrewrite.specs import RewriteSpec, Spec
 log = logging.getLogger(__name__)
 
 REFRESH = "a refresh was asked for"
+FIGURES = "figures/"
 
 
 class StepRow(BaseModel):
@@ -137,7 +138,7 @@ def built(label: str, manifest: Manifest, finding: Finding, seconds: float) -> S
 
 
 def publish(store: Store, report: Artifact, rows: Collection[StepRow], folder: Path) -> Outcome:
-    """Put the report's two files into `folder`, results.json with the run's steps added."""
+    """Put the report's files into `folder`, results.json with the run's steps added; figures of an old run go."""
     files = store.folder(report)
     results = json.loads(files.path("results.json").read_bytes())
     results["steps"] = [row.published() for row in rows]
@@ -146,6 +147,14 @@ def publish(store: Store, report: Artifact, rows: Collection[StepRow], folder: P
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     _replace(results_path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     _replace(report_path, lambda temporary: shutil.copyfile(files.path("report.html"), temporary))
+    figures = [entry.path for entry in files.manifest.files if entry.path.startswith(FIGURES)]
+    if figures:
+        (folder / FIGURES).mkdir(exist_ok=True)
+    for path in figures:
+        _replace(folder / path, lambda temporary, path=path: shutil.copyfile(files.path(path), temporary))
+    for old in sorted((folder / FIGURES).glob("*")):
+        if f"{FIGURES}{old.name}" not in figures and old.suffix in (".svg", ".parquet"):
+            old.unlink(missing_ok=True)
     return Outcome(rows=tuple(rows), results=results, results_path=results_path, report_path=report_path)
 
 

@@ -1,7 +1,8 @@
-"""The last step: `results.json` for programs, `report.html` for people.
+"""The last step: `results.json` for programs, `report.html` for people, `figures/` for papers.
 
-In: every artifact of a rewriting, the evaluation's numbers among them. Out: the two files. Invariant: they hold nothing
-that differs between two equal runs on one machine: no times, no attempts, no paths.
+In: every artifact of a rewriting, the evaluation's numbers among them, and what probes found, where any were asked for.
+Out: the two files, and for every figure `figures/<name>.svg` with what it draws in `figures/<name>.parquet`. Invariant:
+they hold nothing that differs between two equal runs on one machine: no times, no attempts, no paths.
 """
 
 import importlib.metadata
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from nlrewrite import steps
 from nlrewrite.artifacts import Folder
-from nlrewrite.report import facts, figures, latents, page
+from nlrewrite.report import facts, figure, figures, latents, page, papers, probes, reliability
+from nlrewrite.report.figure import Figure
 from nlrewrite.score.build import read_scores
 from nlrewrite.specs import ReportSpec
 
@@ -27,27 +29,35 @@ def build(spec: ReportSpec, inputs: dict[str, Folder], out: Path, running: "Runn
 
     evaluation = inputs["evaluation"]
     measured = json.loads(evaluation.path("results.json").read_text(encoding="utf-8"))
-    results = {**measured, "provenance": provenance(spec, inputs)}
+    asked = probes.gather(inputs)
+    results = {**measured, "probes": {each.name: each.told() for each in asked}, "provenance": provenance(spec, inputs)}
+    if not asked:
+        del results["probes"]
     (out / "results.json").write_text(
         json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
     told = facts.gather(inputs)
     with running.progress.stage("report", 3) as advance:
-        drawn = figures.figures(
-            measured["arms"],
-            measured["headline"],
-            json.loads(evaluation.path("spread.json").read_text(encoding="utf-8")),
-            pd.read_parquet(evaluation.path("latents.parquet")),
-            read_scores(inputs["scores"]),
-            told,
-        )
+        scores, of_latents = read_scores(inputs["scores"]), pd.read_parquet(evaluation.path("latents.parquet"))
+        spread = json.loads(evaluation.path("spread.json").read_text(encoding="utf-8"))
+        diagnosed = json.loads(evaluation.path("diagnostics.json").read_text(encoding="utf-8"))
+        rows = [*measured["arms"], *measured.get("over_subsets", ())]
+        drawn = figures.figures(rows, measured["headline"], spread, of_latents, scores, told)
+        more = (reliability.diagnosed(diagnosed), reliability.explained(of_latents, scores, diagnosed))
+        drawn += [each for each in more if each is not None]
+        found = probes.figures(asked)
+        own: dict[str, Figure] = {each.name: each for each in drawn}
+        of_papers = papers.entries(papers.Run(results, told, found.get("sample-size"), own))
         advance(1, "figures")
         listed = latents.dossiers(spec, inputs)
         advance(1, "latents")
-        content = page.page(results, told, drawn, listed)
+        probed = [(found[each.name], probes.tables(each)) for each in asked]
+        content = page.page(results, told, drawn, listed, of_papers, probed)
         advance(1, "page")
     (out / "report.html").write_text(content, encoding="utf-8")
-    log.info("report: %d figures, %d latents, %d characters", len(drawn), len(listed), len(content))
+    written = [*drawn, *found.values(), *(entry.figure for entry in of_papers if entry.figure is not None)]
+    figure.write(written, out / figure.FOLDER)
+    log.info("report: %d figures, %d latents, %d characters", len(written), len(listed), len(content))
 
 
 def provenance(spec: ReportSpec, inputs: dict[str, Folder]) -> dict[str, Any]:

@@ -5,35 +5,25 @@ with a caption and a description in words. Invariant: a plot shows its intervals
 cannot be drawn from the data that are there is left out, not guessed.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nlrewrite.report import curves
+from nlrewrite.report.curves import DASHED, IN_PERCENT, QUARTERS, Line, Point
 from nlrewrite.report.drawing import BLUE, GREY, MUTED, ORANGE, PAGE, PURPLE, draw, end_labels, label_powers
 from nlrewrite.report.facts import Facts
+from nlrewrite.report.figure import Figure
 from nlrewrite.report.markup import Markup
 from nlrewrite.report.wording import percent
+from nlrewrite.score.diagnostics import LEAST_IN_BIN, binned
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 Row = dict[str, Any]
-LEAST_IN_BIN = 3
-NORMAL = 1.96
-QUARTERS = [0, 0.25, 0.5, 0.75, 1]
-IN_PERCENT = ["0", "25%", "50%", "75%", "100%"]
-DASHED = (0, (4, 3))
-
-
-@dataclass(frozen=True)
-class Figure:
-    name: str
-    title: str
-    caption: str
-    panels: tuple[Markup, ...]
 
 
 def figures(
@@ -57,13 +47,18 @@ def figures(
 
 # -- losses -----------------------------------------------------------------------------------------------------------
 
+GAP = ("gap_closed", "gap_closed_low", "gap_closed_high")
 LINES = (("zero", "at zero", ORANGE), ("mean", "at mean", GREY), ("rewritten", "rewritten", BLUE))
-SELECTIONS = {"top": "Best-scoring latents first", "sampled": "Latents drawn at random"}
+SELECTIONS = {
+    "top": "Best-scoring latents first",
+    "sampled": "Latents drawn at random",
+    "gain": "Largest held-out gain first",
+}
 
 
 def fractions(rows: list[Row], headline: Row) -> Figure | None:
     """Loss increase against the share of latents replaced, for each way to choose them."""
-    here = [row for row in rows if row["position"] == headline["position"] and row["topk"] == "none"]
+    here = [row for row in rows if row["position"] == headline["position"] and row["topk"] == _topk(row, headline)]
     whole = [row for row in here if row["selection"] == "all"]
     ends = {row["arm"]: row for row in whole if row["arm"] != "rewritten"}
     ends["rewritten"] = next(
@@ -75,42 +70,46 @@ def fractions(rows: list[Row], headline: Row) -> Figure | None:
     highest = max([ends["coder"]["delta_ce_high"], *(ends[arm]["delta_ce_high"] for arm, _, _ in LINES)])
     lowest = min([0.0, *(row["delta_ce_low"] for row in here if row["selection"] != "all")])
 
-    def panel(selection: str) -> Markup:
+    def lines(selection: str) -> list[Line]:
         part = [row for row in here if row["selection"] == selection]
+        found = []
+        for arm, label, colour in LINES:
+            quoted = [row for row in part if row["arm"] == arm and _quoted(row, headline)]
+            for at, some in enumerate(curves.draws(quoted)):
+                points = [_point(0.0, ends["coder"]), *(_point(row["fraction"], row) for row in some)]
+                found.append(Line(label, colour, (*points, _point(1.0, ends[arm])), sibling=at))
+        return found
 
-        def plot(axes: "Axes") -> None:
-            seeds = sorted({row["subset_seed"] for row in part})
-            for arm, _, colour in LINES:
-                for seed in seeds:
-                    some = [row for row in part if (row["arm"], row["subset_seed"]) == (arm, seed)]
-                    line = [ends["coder"], *sorted(some, key=lambda row: row["fraction"]), ends[arm]]
-                    share = [0.0, *(row["fraction"] for row in line[1:-1]), 1.0]
-                    low, high = ([row[f"delta_ce_{end}"] for row in line] for end in ("low", "high"))
-                    axes.fill_between(share, low, high, color=colour, alpha=0.12 + 0.12 / len(seeds), linewidth=0)
-                    axes.plot(share, [row["delta_ce"] for row in line], color=colour, marker="o", markersize=3)
-            axes.set_title(SELECTIONS[selection])
-            axes.set_xlabel("share of latents replaced")
-            axes.set_ylabel("added loss, nats per token")
-            axes.set_xlim(0, 1)
-            axes.set_ylim(lowest * 1.05, highest * 1.05)
-            axes.set_xticks(QUARTERS, IN_PERCENT)
-            end_labels(axes, [(ends[arm]["delta_ce"], label, colour) for arm, label, colour in LINES])
-
-        told = ", ".join(f"{label} {ends[arm]['delta_ce']:.3f}" for arm, label, _ in LINES)
-        described = f"{SELECTIONS[selection]}: added loss against the share of latents replaced. With all: {told}."
-        return draw(f"fractions-{selection}", described, plot)
-
-    panels = tuple(panel(name) for name in SELECTIONS if any(row["selection"] == name for row in here))
-    if not panels:
+    shown = [(name, lines(name)) for name in SELECTIONS if any(row["selection"] == name for row in here)]
+    shown = [(name, found) for name, found in shown if found]
+    if not shown:
         return None
+    limits = lowest * 1.05, highest * 1.05
     return Figure(
         "fractions",
         "What it costs to replace more and more latents",
         "Added next-token loss over the unpatched model; latents that are not replaced keep their true activations. At "
-        "0 stands the coder itself, at 100% no true activation is left. Bands: 95% bootstrap over document groups; "
-        "every random subset is a line of its own.",
-        panels,
+        "0 stands the coder itself, at 100% no true activation is left. Bands: 95% bootstrap over document groups "
+        "and, where several random subsets were drawn, over these.",
+        tuple(
+            curves.by_share(f"fractions-{name}", SELECTIONS[name], "added loss, nats per token", found, limits)
+            for name, found in shown
+        ),
+        curves.table(shown, "share", "delta_ce"),
     )
+
+
+def _topk(row: Row, headline: Row) -> str:
+    return str(headline["topk"]) if row["arm"] == "rewritten" else "none"
+
+
+def _quoted(row: Row, headline: Row) -> bool:
+    """Whether a rewritten row is the headline's own; others have no such names."""
+    return row["arm"] != "rewritten" or all(row[name] == headline[name] for name in ("explanation", "calibrator"))
+
+
+def _point(share: float, row: Row) -> Point:
+    return Point(share, row["delta_ce"], row["delta_ce_low"], row["delta_ce_high"])
 
 
 def lengths(rows: list[Row], headline: Row, facts: Facts) -> Figure | None:
@@ -132,10 +131,7 @@ def lengths(rows: list[Row], headline: Row, facts: Facts) -> Figure | None:
     if len(points) < 2:
         return None
     most = sorted(points)
-    mean, low, high = (
-        np.array([points[limit][name] for limit in most])
-        for name in ("gap_closed", "gap_closed_low", "gap_closed_high")
-    )
+    mean, low, high = (np.array([points[limit][name] for limit in most]) for name in GAP)
 
     def plot(axes: "Axes") -> None:
         axes.fill_between(most, low, high, color=BLUE, alpha=0.2, linewidth=0)
@@ -163,6 +159,14 @@ def lengths(rows: list[Row], headline: Row, facts: Facts) -> Figure | None:
         "The same explainer under tighter limits, each with a calibrator of its own. Dashed: the controls. Band: 95% "
         "bootstrap over document groups.",
         (draw("lengths", f"Gap closed against the length of sentences: {told}.", plot),),
+        _frame(
+            {
+                "quotes": limit,
+                **{name: points[limit][name] for name in GAP},
+                "explanation": points[limit]["explanation"],
+            }
+            for limit in most
+        ),
     )
 
 
@@ -216,6 +220,16 @@ def distributions(spread: dict[str, Any]) -> Figure | None:
         f"All pairs of a latent and a token of the report split, both axes logarithmic. Zero or next to it, and so not "
         f"drawn: {zeros}.{MEANS if chosen == 'hurdle' else ''}",
         (draw("distributions", f"Histogram of activations. Shares next to zero: {zeros}.", plot),),
+        _frame(
+            {
+                "of": name,
+                "activation_from": float(low),
+                "activation_to": float(high),
+                "share": None if np.isnan(height) else float(height),
+            }
+            for name in ("true", *(each for each, _, _ in shown))
+            for low, high, height in zip(edges, edges[1:], heights(name), strict=False)
+        ),
     )
 
 
@@ -225,13 +239,16 @@ def by_score(told: "pd.DataFrame", scores: "pd.DataFrame") -> Figure | None:
     if not explained:
         return None
 
+    def bins(score: str, measure: str, after: str) -> tuple[np.ndarray, ...]:
+        return binned(scores[score].to_numpy(), told[f"{measure}_{after}"].to_numpy())
+
     def panel(score: str, title: str) -> Markup:
         def plot(axes: "Axes") -> None:
             labels = []
             for measure, colour in (("sensitivity", BLUE), ("specificity", ORANGE)):
                 for after, shift in (("raw", -0.008), ("quantile", 0.008)):
                     raw = after == "raw"
-                    centre, mean, half = binned(scores[score].to_numpy(), told[f"{measure}_{after}"].to_numpy())
+                    centre, mean, half, _ = bins(score, measure, after)
                     axes.errorbar(
                         centre + shift,
                         mean,
@@ -267,20 +284,14 @@ def by_score(told: "pd.DataFrame", scores: "pd.DataFrame") -> Figure | None:
         f"bins of 0.1: {explained:,} latents with a sentence; bins with fewer than {LEAST_IN_BIN} are left out. Bars: "
         f"95% interval of a bin's mean.",
         (panel("detection_f1", "detection"), panel("fuzzing_f1", "fuzzing")),
+        _frame(
+            {"score": score, "measure": measure, "after": after, "centre": at, "mean": mean, "half": half, "latents": n}
+            for score in ("detection_f1", "fuzzing_f1")
+            for measure in ("sensitivity", "specificity")
+            for after in ("raw", "quantile")
+            for at, mean, half, n in zip(*(each.tolist() for each in bins(score, measure, after)), strict=True)
+        ),
     )
-
-
-def binned(score: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per bin of 0.1 of `score` with enough latents: its centre, mean value, and half of the mean's 95% interval."""
-    known = np.isfinite(score) & np.isfinite(value)
-    bins = np.clip((score[known] * 10).astype(int), 0, 9)
-    rows = []
-    for number in range(10):
-        inside = value[known][bins == number]
-        if len(inside) >= LEAST_IN_BIN:
-            rows.append((number / 10 + 0.05, inside.mean(), NORMAL * inside.std(ddof=1) / np.sqrt(len(inside))))
-    table = np.array(rows, dtype=np.float64).reshape(-1, 3)
-    return table[:, 0], table[:, 1], table[:, 2]
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -313,9 +324,27 @@ def training(facts: Facts) -> Figure | None:
         )
     if not panels:
         return None
+    curve = [
+        ("subject held-out loss", facts.training, "held_out"),
+        ("coder variance unexplained", facts.coder_training, "fvu"),
+    ]
     return Figure(
-        "training", "How subject and coder learned", f"Measured on held-out text; {'; '.join(told)}.", tuple(panels)
+        "training",
+        "How subject and coder learned",
+        f"Measured on held-out text; {'; '.join(told)}.",
+        tuple(panels),
+        _frame(
+            {"curve": name, "step": point["step"], "value": point[key]}
+            for name, of, key in curve
+            for point in (of or {}).get("curve", ())
+        ),
     )
+
+
+def _frame(rows: "Iterable[Row]") -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(list(rows))
 
 
 def _subject(curve: dict[str, Any]) -> "Callable[[Axes], None]":

@@ -13,11 +13,12 @@ import numpy as np
 from nlrewrite.activations import pairs, statistics
 from nlrewrite.activations.pairs import ByLatent
 from nlrewrite.artifacts import Folder
-from nlrewrite.calibrate.fit import read_calibrated
+from nlrewrite.calibrate.stored import read_calibrated
 from nlrewrite.report.markup import visible
 from nlrewrite.score.build import read_scores
 from nlrewrite.simulate import rules as simulation
 from nlrewrite.simulate.rules import Simulated
+from nlrewrite.simulate.said import Spoken, answers, centre
 from nlrewrite.specs import ReportSpec
 from nlrewrite.text.corpus import read_documents
 from nlrewrite.text.positions import Positions, positions
@@ -91,6 +92,7 @@ def dossiers(spec: ReportSpec, inputs: dict[str, Folder]) -> list[Dossier]:
     found = []
     for latent in order.tolist():
         sentence = sentences.iloc[latent]
+        written_P = scene.written(latent)
         found.append(
             Dossier(
                 latent=latent,
@@ -103,9 +105,9 @@ def dossiers(spec: ReportSpec, inputs: dict[str, Folder]) -> list[Dossier]:
                 frequency=float(known["frequency"].iloc[latent]),
                 count=int(known["count"].iloc[latent]),
                 largest=float(known["max"].iloc[latent]),
-                silent=float(scene.values_LZ[latent, 0]),
+                silent=scene.silent(latent, written_P),
                 scores={name: _number(scores[name].iloc[latent]) for name in SCORES},
-                examples=tuple(scene.examples(latent)),
+                examples=tuple(scene.examples(latent, written_P)),
             )
         )
     return found
@@ -120,18 +122,32 @@ class _Scene:
         self.where: Positions = positions(self.windows)
         self.starts = np.cumsum(self.windows.lengths) - self.windows.lengths
         calibrators, chosen = read_calibrated(inputs["calibration"])
-        self.values_LZ = calibrators[chosen].values_LZ
-        self.truth: ByLatent = pairs.read(inputs["report"]).by_latent(len(self.values_LZ))
+        self.fitted = calibrators[chosen]
+        self.truth: ByLatent = pairs.read(inputs["report"]).by_latent(self.fitted.latents)
         self.said: Simulated = simulation.read(inputs["simulation"])
-        self.bounds = np.searchsorted(self.said.latent, np.arange(len(self.values_LZ) + 1))
+        self.spoken = Spoken(self.said, len(self.where))
+        reading = self.fitted.reading
+        self.centre_P = centre(self.spoken, reading) if reading.centred else None
+        self.bounds = np.searchsorted(self.said.latent, np.arange(self.fitted.latents + 1))
         table = statistics.read_examples(inputs["report"])
-        bounds = np.searchsorted(table["latent"].to_numpy(), np.arange(len(self.values_LZ) + 1))
+        bounds = np.searchsorted(table["latent"].to_numpy(), np.arange(self.fitted.latents + 1))
         self.drawn = [table.iloc[start:end] for start, end in pairwise(bounds)]
         self.tokens = token_texts(inputs["subject"].root())
         documents = read_documents(inputs["corpus"], "report")
         self.names = dict(zip(documents.document.tolist(), documents.name, strict=True))
 
-    def examples(self, latent: int) -> list[Example]:
+    def written(self, latent: int) -> np.ndarray:
+        """What the chosen calibrator makes of the latent's sentence at every position: [P]."""
+        block = slice(latent, latent + 1)
+        return self.fitted.predict(answers(self.spoken, block, self.fitted.reading, self.centre_P), block)[0]
+
+    def silent(self, latent: int, written_P: np.ndarray) -> float:
+        """What it writes where the sentence says nothing; the middle of it, should that differ between texts."""
+        quiet = np.ones(len(written_P), dtype=bool)
+        quiet[self.said.position[self.bounds[latent] : self.bounds[latent + 1]]] = False
+        return float(np.median(written_P[quiet])) if quiet.any() else float(self.fitted.mean[latent])
+
+    def examples(self, latent: int, written_P: np.ndarray) -> list[Example]:
         if not self.most:
             return []
         position, value = self.truth.of(latent)
@@ -143,9 +159,9 @@ class _Scene:
         if len(rows):
             spread = np.unique(np.linspace(0, len(rows) - 1, min(self.most, len(rows))).round().astype(int))
             for decile, place in zip(rows["decile"].iloc[spread], rows["position"].iloc[spread], strict=True):
-                found.append(self._example(latent, f"decile {int(decile) + 1}", int(place), true, level))
+                found.append(self._example(f"decile {int(decile) + 1}", int(place), true, level, written_P))
         for place in self._false_alarms(latent, true, level):
-            found.append(self._example(latent, "false alarm", place, true, level))
+            found.append(self._example("false alarm", place, true, level, written_P))
         return found
 
     def _false_alarms(self, latent: int, true: dict[int, float], level: dict[int, int]) -> list[int]:
@@ -159,7 +175,9 @@ class _Scene:
                 break
         return found
 
-    def _example(self, latent: int, why: str, place: int, true: dict[int, float], level: dict[int, int]) -> Example:
+    def _example(
+        self, why: str, place: int, true: dict[int, float], level: dict[int, int], written_P: np.ndarray
+    ) -> Example:
         window = int(self.where.window[place])
         first, last = int(self.starts[window]), int(self.starts[window] + self.windows.lengths[window])
         pieces: list[Piece] = []
@@ -173,13 +191,13 @@ class _Scene:
             if plain:
                 pieces.append(Piece(readable(plain)))
                 plain = b""
-            simulated = float(self.values_LZ[latent, said])
+            simulated = float(written_P[at])
             pieces.append(Piece(readable(token), true.get(at, 0.0), simulated, said, at == place))
         if plain:
             pieces.append(Piece(readable(plain)))
         said = level.get(place, 0)
         name = self.names.get(int(self.windows.document[window]), "")
-        return Example(why, name, true.get(place, 0.0), float(self.values_LZ[latent, said]), said, tuple(pieces))
+        return Example(why, name, true.get(place, 0.0), float(written_P[place]), said, tuple(pieces))
 
 
 def readable(token: bytes) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 
 from nlrewrite.report import tables, wording
 from nlrewrite.report.facts import Facts
-from nlrewrite.report.figures import Figure
+from nlrewrite.report.figure import Figure
 from nlrewrite.report.latents import Dossier
 from nlrewrite.report.listing import listing
 from nlrewrite.report.markup import Markup, element, together, verbatim
+from nlrewrite.report.papers import Entry
 from nlrewrite.report.style import SCRIPT, STYLE
 from nlrewrite.report.wording import count, number, percent, percent_interval
 
@@ -24,18 +25,29 @@ el = element
 SECTIONS = {
     "result": "Result",
     "figures": "Figures",
+    "probes": "How good is good enough",
     "arms": "Every arm",
+    "papers": "The papers' figures",
     "method": "Method",
     "latents": "Latents",
     "provenance": "Provenance",
 }
+Probed = tuple[Figure, Sequence[Markup]]
+"""What a probe found, as a figure and tables."""
 QUOTED_BY = (
     *("arm", "site", "simulator", "explanation", "calibrator", "information"),
     *("topk", "selection", "position", "subset_seed"),
 )
 
 
-def page(results: Mapping[str, Any], facts: Facts, figures: Sequence[Figure], latents: Sequence[Dossier]) -> str:
+def page(
+    results: Mapping[str, Any],
+    facts: Facts,
+    figures: Sequence[Figure],
+    latents: Sequence[Dossier],
+    papers: Sequence[Entry] = (),
+    probed: Sequence[Probed] = (),
+) -> str:
     """The whole document."""
     headline = results["headline"]
     quoted = quoted_row(results)
@@ -50,7 +62,8 @@ def page(results: Mapping[str, Any], facts: Facts, figures: Sequence[Figure], la
         el("link", rel="icon", href="data:,"),
         verbatim("style", STYLE),
     )
-    links = (el("a", name, href=f"#{key}") for key, name in SECTIONS.items())
+    absent = {"probes": not probed, "papers": not papers}
+    links = (el("a", name, href=f"#{key}") for key, name in SECTIONS.items() if not absent.get(key))
     body = el(
         "body",
         el("a", "Skip to the result", class_="skip", href="#result"),
@@ -60,14 +73,17 @@ def page(results: Mapping[str, Any], facts: Facts, figures: Sequence[Figure], la
             el("h1", title),
             el("p", _with_figure(wording.result(facts, headline), headline), class_="lead"),
             el("p", wording.beside(headline), class_="lead"),
+            _protocol(results.get("protocol")),
         ),
         el("nav", el("div", *links), aria_label="Sections"),
         el(
             "main",
             _result(results, quoted, facts),
             _figures(figures),
-            _arms(results["arms"], quoted),
+            _probed(probed) if probed else None,
+            _arms(results, quoted),
             _method(facts, headline),
+            _papers(papers) if papers else None,
             listing(latents, facts),
         ),
         _provenance(results["provenance"]),
@@ -98,6 +114,20 @@ def _with_figure(sentence: str, headline: Row) -> list[object]:
     figure = f"{percent(headline['gap_closed'])} {percent_interval(headline['low'], headline['high'])}"
     before, found, after = sentence.partition(figure)
     return [before, el("strong", found), after]
+
+
+def _protocol(protocol: Mapping[str, Any] | None) -> Markup | None:
+    """Whose protocol the numbers follow, if not ours, with what is known to be wrong with it."""
+    if not protocol or protocol["name"] == "ours":
+        return None
+    return el(
+        "aside",
+        el("p", el("strong", f"Protocol {protocol['name']}. "), str(protocol["summary"])),
+        el("p", "These numbers follow a published protocol, with what is known to be wrong with it:"),
+        el("ul", *(el("li", str(each)) for each in protocol["defects"]), class_="notes"),
+        class_="protocol",
+        aria_label="Protocol",
+    )
 
 
 # -- result -----------------------------------------------------------------------------------------------------------
@@ -205,34 +235,72 @@ def _cards(headline: Row, quoted: Row, facts: Facts) -> Markup:
 
 
 def _figures(figures: Sequence[Figure]) -> Markup:
-    shown = (
-        el(
-            "figure",
-            el("h3", figure.title),
-            el("div", *figure.panels, class_="panels"),
-            el("figcaption", figure.caption),
-            class_="wide" if len(figure.panels) > 1 else None,
-            id=f"figure-{figure.name}",
-        )
-        for figure in figures
+    return el("section", el("h2", "Figures"), el("div", *map(_figure, figures), class_="figures"), id="figures")
+
+
+def _figure(figure: Figure) -> Markup:
+    return el(
+        "figure",
+        el("h3", figure.title),
+        el("div", *figure.panels, class_="panels"),
+        el("figcaption", figure.caption),
+        class_="wide" if len(figure.panels) > 1 else None,
+        id=f"figure-{figure.name}",
     )
-    return el("section", el("h2", "Figures"), el("div", *shown, class_="figures"), id="figures")
+
+
+def _probed(probed: Sequence[Probed]) -> Markup:
+    about = (
+        "Questions about the method, asked of this subject and coder: what each change to the published protocol does, "
+        "how good a simulator would have to be, and how many contexts calibration takes. Oracles are simulators that "
+        "know the truth and err as often as set."
+    )
+    shown = (
+        el("div", el("div", _figure(figure), class_="figures"), *found, class_="probe") for figure, found in probed
+    )
+    return el("section", el("h2", SECTIONS["probes"]), el("p", about, class_="about"), *shown, id="probes")
+
+
+def _papers(entries: Sequence[Entry]) -> Markup:
+    about = (
+        "The figures of the two versions of the paper, drawn from this run's numbers: p1 is “Partially Rewriting a "
+        "Transformer in Natural Language” (January 2025), p2 “Can We Partially Rewrite Transformers in Natural "
+        "Language?” (2025), a their appendices. Each is a file of its own beside this page, figures/NAME.svg, with "
+        "what it draws in figures/NAME.parquet."
+    )
+    drawn = [_figure(each.figure) for each in entries if each.figure is not None and not each.same_as]
+    return el(
+        "section",
+        el("h2", SECTIONS["papers"]),
+        el("p", about, class_="about"),
+        tables.papers(entries),
+        el("div", *drawn, class_="figures") if drawn else None,
+        id="papers",
+    )
 
 
 POSITIONS = {"all": "Patched at every token", "last": "Patched at the last token of a window only"}
+WHOLE = ("all", "harmless")
+"""Selections of latents that have no share: all of them, or those that are sure to gain."""
 
 
-def _arms(rows: Sequence[Row], quoted: Row) -> Markup:
+def _arms(results: Mapping[str, Any], quoted: Row) -> Markup:
+    rows: Sequence[Row] = results["arms"]
     about = (
         "All latents replaced at once, all numbers on the report split. Added loss and KL are measured against the "
         "original model; the gap is that between the latents at their mean and the coder. Brackets: 95% intervals."
     )
-    whole = [row for row in rows if row["selection"] == "all"]
-    positions = [position for position in POSITIONS if any(row["position"] == position for row in whole)]
-    shown = (
-        tables.arms([row for row in whole if row["position"] == position], POSITIONS[position], quoted)
-        for position in positions
-    )
+    whole = [row for row in rows if row["selection"] in WHOLE]
+    shown: list[Markup] = []
+    for position in (each for each in POSITIONS if any(row["position"] == each for row in whole)):
+        here = [row for row in whole if row["position"] == position]
+        shown.append(tables.arms(here, POSITIONS[position], quoted))
+        if all("win_rate" in row for row in here):
+            shown.append(tables.statistics(here, POSITIONS[position], quoted))
+    for position in POSITIONS:
+        curves = [each for each in results.get("curves", ()) if each["position"] == position]
+        if curves:
+            shown.append(tables.curves(curves, POSITIONS[position]))
     return el("section", el("h2", "Every arm"), el("p", about, class_="about"), *shown, id="arms")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from nlrewrite.report import wording
 from nlrewrite.report.facts import Facts
 from nlrewrite.report.markup import Markup, element
+from nlrewrite.report.papers import Entry
 from nlrewrite.report.wording import MISSING, count, many, number, percent, percent_interval
 
 Row = dict[str, Any]
@@ -76,7 +77,7 @@ def _arm(row: Row, quoted: bool) -> Markup:
     has_gap = row["gap_closed"] is not None and row["arm"] != "original"
     cells = [
         el("th", name, " (the headline)" if quoted else None, el("small", about), scope="row"),
-        el("td", row["calibrator"] or MISSING),
+        _calibrator(row),
         el("td", information or MISSING, title=wording.INFORMATION.get(information)),
         el("td", number(row["ce"]), class_="n"),
         el("td", number(row["delta_ce"]), _interval(row, "delta_ce"), class_="n"),
@@ -101,6 +102,100 @@ def _gap_interval(row: Row) -> Markup | None:
     low, high = row["gap_closed_low"], row["gap_closed_high"]
     return el("small", percent_interval(low, high)) if low != high else None
 
+
+def _calibrator(row: Row) -> Markup:
+    name = str(row["calibrator"] or MISSING)
+    return el("td", name, title=wording.calibrator(name) or None)
+
+
+STATISTICS = (
+    Column("Arm"),
+    Column("Calibrator"),
+    Column("Loss over mean ablation", True),
+    Column("Windows won", True),
+    Column("Trimmed mean", True),
+    Column("Median", True),
+    Column("95th percentile", True),
+    Column("KL to the coder", True),
+    Column("Same first token", True),
+    Column("Windows to tell", True),
+)
+
+
+def statistics(rows: Sequence[Row], words: str, quoted: Row) -> Markup:
+    """What stands beside the means: how often, how evenly, how far from the coder, and how many windows it takes."""
+    body = [_statistics(each, each is quoted) for each in rows if each["arm"] != "original"]
+    about = (
+        ": against mean ablation of the same latents, window by window. Added loss over the original as a mean without "
+        "the tenths at either end, as a median and as a 95th percentile of windows; the KL counts the simulation alone."
+    )
+    return table([el("strong", f"{words}: beside the means"), about], STATISTICS, body, f"{words}: beside the means")
+
+
+def _statistics(row: Row, quoted: bool) -> Markup:
+    name, about = wording.arm_name(row)
+    needed = row["contexts_to_detect"]
+    cells = [
+        el("th", name, el("small", about), scope="row"),
+        _calibrator(row),
+        el("td", number(row["over_mean"]), _interval(row, "over_mean"), class_="n"),
+        el(
+            "td",
+            percent(row["win_rate"]),
+            el("small", wording.percent_interval(row["win_rate_low"], row["win_rate_high"])),
+            class_="n",
+        ),
+        *(el("td", number(row[f"{each}_delta_ce"]), class_="n") for each in ("trimmed", "median", "q95")),
+        el("td", number(row["kl_coder"]), class_="n"),
+        el("td", percent(row["agreement"]), class_="n"),
+        el("td", MISSING if needed is None else count(int(needed)), class_="n"),
+    ]
+    return el("tr", *cells, class_="quoted" if quoted else None)
+
+
+CURVES = (
+    Column("Arm"),
+    Column("Calibrator"),
+    Column("Latents replaced"),
+    Column("Area below mean ablation", True),
+    Column("of the area above the coder", True),
+    Column("Worst of all shares", True),
+)
+
+
+def curves(found: Sequence[Mapping[str, Any]], words: str) -> Markup:
+    """One row per arm and selection: the area between its curve and mean ablation's, and a bound on all shares."""
+    body = []
+    for each in found:
+        name, about = wording.arm_name({**each, "eviction_rate": 0.0, "n_latents": 0})
+        area, share = each["area"], each["area_share"]
+        drawn = f", {each['n_subsets']} draws" if each["n_subsets"] > 1 else ""
+        cells = [
+            el("th", name, el("small", about), scope="row"),
+            _calibrator(dict(each)),
+            el("td", SELECTED.get(str(each["selection"]), str(each["selection"])) + drawn),
+            el("td", number(area["mean"]), el("small", f"[{number(area['low'])}, {number(area['high'])}]"), class_="n"),
+            el(
+                "td",
+                *(
+                    [percent(share["mean"]), el("small", percent_interval(share["low"], share["high"]))]
+                    if share
+                    else [MISSING]
+                ),
+                class_="n",
+            ),
+            el("td", number(max(each["bound"])), class_="n"),
+        ]
+        body.append(el("tr", *cells))
+    about_all = (
+        ": the area between an arm's curve and that of mean ablation of the same latents, in nats; last, the highest "
+        "one-sided 95% bound on its loss over mean ablation that holds for all shares together: below 0 it is better "
+        "at every share."
+    )
+    return table([el("strong", f"{words}: over all shares"), about_all], CURVES, body, f"{words}: over all shares")
+
+
+SELECTED = {"top": "best score first", "sampled": "at random", "gain": "largest held-out gain first"}
 
 # -- what was read and left out ---------------------------------------------------------------------------------------
 
@@ -160,7 +255,12 @@ def text(facts: Facts) -> Markup:
 
 
 def calibrators(facts: Facts) -> Markup:
-    columns = (Column("Calibrator"), Column("Knows"), Column("Error", True), Column("of mean ablation's", True))
+    columns = (
+        Column("Calibrator"),
+        Column("Knows"),
+        Column("Error", True),
+        Column("of mean ablation's", True),
+    )
     chosen, floor = facts.calibration["chosen"], facts.calibration["mean_ablation_error"]
     body = []
     for each in facts.calibration["calibrators"]:
@@ -168,12 +268,30 @@ def calibrators(facts: Facts) -> Markup:
         share = None if error is None or not floor else error / floor
         name = f"{each['calibrator']} (chosen)" if each["calibrator"] == chosen else each["calibrator"]
         knows = wording.INFORMATION.get(each["information"], each["information"])
-        body.append(row(columns, (name, knows, number(error, 1), percent(share))))
+        named = [name, el("small", wording.calibrator(each["calibrator"]))]
+        body.append(row(columns, (named, knows, number(error, 1), percent(share))))
     caption = (
         "How the calibrator was chosen: squared error of what the latents write, on documents of the calibrate split "
-        "that it was not fitted on."
+        "that it was not fitted on; none for what looks at the test."
     )
     return table(caption, columns, body, "How the calibrator was chosen")
+
+
+# -- the papers -------------------------------------------------------------------------------------------------------
+
+
+def papers(entries: Sequence[Entry]) -> Markup:
+    """Every figure of the papers: what it shows, and where it is or why it is not."""
+    columns = (Column("Figure"), Column("Shows"), Column("Here"))
+    body = [row(columns, (each.name, each.shows, _where(each))) for each in entries]
+    words = "The figures of the papers"
+    return table(f"{words}, found by content.", columns, body, words, class_="papers")
+
+
+def _where(entry: Entry) -> object:
+    if entry.figure is None:
+        return entry.why
+    return el("a", entry.figure.title, href=f"#figure-{entry.same_as or entry.name}")
 
 
 # -- provenance -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ ARMS: dict[str, tuple[str, str]] = {
     "coder": ("Coder", "the true activations of all latents"),
     "no_skip": ("Coder without skip", "true latents, the skip term at its mean"),
     "mean": ("Latents at their mean", "mean ablation: 0% by definition"),
+    "mean_firing": ("Latents at their firing mean", "the mean over the tokens on which each is active, everywhere"),
     "zero": ("Latents at zero", "zero ablation"),
     "mlp_mean": ("Site at its mean", "the whole output of the module replaced"),
     "mlp_zero": ("Site at zero", "the whole output of the module replaced"),
@@ -27,20 +28,72 @@ ARMS: dict[str, tuple[str, str]] = {
     "shuffled": ("Shuffled sentences", "every latent reads another one's sentence"),
     "rewritten": ("Rewritten", "only sentences and the text are read"),
 }
+RUNGS: dict[str, tuple[str, str]] = {
+    "gate": ("Gate only", "the tokens a latent may be active on, and no sentence"),
+    "gated": ("Gate and sentence", "the sentence is read on those tokens alone"),
+}
+"""What else than sentences alone the rewritten arm may read, by the name of its explanation."""
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Ends of the scale": ("original", "coder", "no_skip", "mean", "zero", "mlp_mean", "mlp_zero"),
+    "Ends of the scale": ("original", "coder", "no_skip", "mean", "mean_firing", "zero", "mlp_mean", "mlp_zero"),
     "Controls": ("shuffled", "token_lookup", "bigram_lookup", "oracle"),
+    "Behind lexical gates": (),
     "Rewritten in sentences": ("rewritten",),
     "Others": (),
 }
 INFORMATION = {
+    "nothing": "nothing of the simulator: only each latent's mean",
     "maximum": "each latent's largest activation",
     "marginals": "each latent's distribution on other documents",
     "paired": "pairs of prediction and activation on other documents",
+    "outputs": "pairs, and what all latents together write, on other documents",
     "test marginals": "each latent's distribution on the very documents of the test (optimistic)",
     "tokens and activations": "tokens and true activations on other documents",
     "test activity": "when each latent is truly active in the test",
 }
+
+
+CALIBRATORS = {
+    "none": "the expected digit, in ninths of the latent's largest activation",
+    "published": "the same with the published program's two slips: failures count as 9, a 9 as 0",
+    "mean": "each latent's mean, whatever is said",
+    "token-mean": "mean activation given the current token",
+    "bigram-mean": "mean activation given the last two tokens",
+    "prior-shift": "the chance that the reader states, moved to the latent's base rate, times its mean magnitude",
+    "platt": "a logistic chance of being active, times the latent's mean magnitude",
+    "beta": "a chance of being active with a curve for very high and very low answers, times the mean magnitude",
+    "isotonic": "the rising step function that fits best",
+    "isotonic-shrunk": "the same, drawn towards the mean as far as other documents advise",
+    "hurdle": "a logistic chance of being active, times the magnitude expected at that answer; slopes partly shared",
+    "hurdle-none": "the same with nothing shared between latents",
+    "hurdle-full": "the same with one slope for all latents",
+    "digit-values": "a value for each of the ten digits, weighted by their probabilities",
+    "levels": "rates and magnitudes by level, drawn towards what latents share",
+}
+READS = {
+    "expected": "reads the expected digit",
+    "log-odds": "reads the log-odds that the digit is not 0",
+    "centred": "less the mean over latents of each context",
+    "expected-centred": "reads the expected digit, less the mean over latents of each context",
+    "log-odds-centred": "reads the log-odds that the digit is not 0, less the mean over latents of each context",
+}
+AFTERWARDS = {
+    "gain": "each latent goes only the share of the way from its mean that proves right",
+    "output-gain": "all latents go one share of the way from their means, by what they write together",
+    "refit": "retuned: the decoder is fitted anew to the predictions",
+}
+
+
+def calibrator(name: str) -> str:
+    """A calibrator's name in words; one unknown here has none."""
+    plain, *after = name.split("+")
+    base, _, reads = plain.partition("@")
+    target = {"tenth": ", a tenth of them", "on-prompt": ", those of the very prompts"}
+    quantile, _, of = base.removeprefix("quantile-").partition("-")
+    said = CALIBRATORS.get(base, "")
+    if base.startswith("quantile-"):
+        said = f"carries predictions onto the distribution of true activations{target.get(of, '')}; type {quantile}"
+    parts = [said, READS.get(reads, ""), *(AFTERWARDS.get(each, "") for each in after)]
+    return "; ".join(part for part in parts if part)
 
 
 def percent(value: float | None) -> str:
@@ -249,14 +302,24 @@ def arm_name(row: Mapping[str, Any]) -> tuple[str, str]:
     """A row's arm and what it is, in words; an arm unknown here keeps its own name."""
     name = str(row["arm"])
     shown, about = ARMS.get(name, (name.replace("_", " "), ""))
-    if name == "rewritten":
+    if name == "rewritten" and row["explanation"] in RUNGS:
+        shown, about = RUNGS[str(row["explanation"])]
+    elif name == "rewritten":
         limit = str(row["explanation"]).rpartition("-")
         if limit[2].isdigit() and limit[0]:
             about = f"sentences of at most {limit[2]} quotes"
-        if row["topk"] != "none":
-            about = f"only the top k by {row['topk']} are kept"
+    if row["topk"] == "mixed":
+        about = "only the k largest of predicted and true values are kept, as published"
+        if row["eviction_rate"]:
+            about += f": {percent(row['eviction_rate'])} of the true ones of other latents lose their place"
+    elif row["topk"] != "none":
+        about = f"only the top k by {row['topk']} are kept"
+    if row["selection"] == "harmless":
+        about = f"sentences for the {count(row['n_latents'])} latents sure to gain by them, means for the others"
     return shown, about
 
 
 def group_of(row: Mapping[str, Any]) -> str:
+    if row["arm"] == "rewritten" and row["explanation"] in RUNGS:
+        return "Behind lexical gates"
     return next((group for group, names in GROUPS.items() if row["arm"] in names), "Others")
