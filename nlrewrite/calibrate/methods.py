@@ -24,7 +24,7 @@ from typing import Literal
 
 import numpy as np
 
-from nlrewrite.calibrate import levels, quantile
+from nlrewrite.calibrate import hurdle, isotonic, levels, logistic, quantile
 from nlrewrite.calibrate.evidence import Evidence, Known
 from nlrewrite.calibrate.fitted import Part
 from nlrewrite.errors import SettingError
@@ -91,12 +91,18 @@ def parse(name: str) -> Name:
         or after not in [gain + refit for gain in ([], ["gain"], ["output-gain"]) for refit in ([], ["refit"])]
     ):
         raise SettingError(
-            f"no calibrator is called {name!r}: there are {', '.join(METHODS)}; each may read another number with one "
-            f"of {', '.join('@' + number for number in READINGS)}, and end in +gain or +output-gain and in +refit. "
+            f"no calibrator is called {name!r}: there are {_listed()}; each may read another number with one of "
+            f"{', '.join('@' + number for number in READINGS)}, and end in +gain or +output-gain and in +refit. "
             f"Change --set calibrate.calibrators"
         )
     reading = READINGS[found["number"]] if found["number"] else None
     return Name(name, found["base"], reading, "gain" in after, "output-gain" in after, "refit" in after)
+
+
+def _listed() -> str:
+    others = ", ".join(base for base in METHODS if not base.startswith("quantile"))
+    endings = " or ".join(ending for ending in TARGETS if ending)
+    return f"{others}, quantile-{quantile.TYPES[0]} to quantile-{quantile.TYPES[-1]} and those with {endings}"
 
 
 def method(name: Name) -> Method:
@@ -143,5 +149,13 @@ METHODS: dict[str, Method] = {
         for type_ in quantile.TYPES
         for suffix, target in TARGETS.items()
     },
+    "prior-shift": Method("marginals", logistic.prior_shift, number="log-odds"),
+    "platt": Method("paired", logistic.platt),
+    "beta": Method("paired", logistic.beta, number="log-odds"),
+    "isotonic": Method("paired", isotonic.fit),
+    "isotonic-shrunk": Method("paired", isotonic.fit_shrunk, isotonic.share),
+    "hurdle-none": Method("paired", hurdle.fit("none")),
+    "hurdle": Method("paired", hurdle.fit("partial"), hurdle.share("partial")),
+    "hurdle-full": Method("paired", hurdle.fit("full"), hurdle.share("full")),
     "levels": Method("paired", levels.fit, levels.share),
 }
