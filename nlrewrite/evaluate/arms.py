@@ -1,8 +1,24 @@
 """The arms of an evaluation: what each one writes at the site, and the key by which its row is found.
 
 In: values of all latents from the different sources, subsets of latents, and how to patch. Out: a list of arms.
-Invariant: a predicted subset is mixed with the true values of the others and nothing else; a TopK only ever chooses
-among predicted values, so that it cannot evict a true one.
+Invariant: a predicted subset is mixed with the true values of the others and nothing else; but for the policy "mixed",
+a TopK only ever chooses among predicted values, so that it cannot evict a true one.
+
+What happens to a prediction, in this order:
+
+| step | what                  | settled by                                                                           |
+|------|-----------------------|--------------------------------------------------------------------------------------|
+| 1    | answer to activation  | the calibrator, which takes the context's mean off first where its name says centred |
+| 2    | no readable sentence  | `unexplained`: the latent is given its mean, truth, zero or largest activation       |
+| 3    | harmless              | in that arm alone: a latent that is not sure to help is given its mean               |
+| 4    | TopK of predictions   | `values`: the k largest of all latents, else 0; `deviations`: the k farthest from    |
+|      |                       | their mean, else the mean; `none`: all of them                                       |
+| 5    | mixing                | predicted inside the subset, true outside                                            |
+| 6    | TopK of the mixture   | `mixed`: the k largest by signed value, else 0; it evicts true values                |
+| 7    | decoder               | its rows, or the calibrator's own where it was refitted ("retuned"); bias, skip term |
+| 8    | patch                 | at all positions or at each context's last one; every other keeps the model's output |
+
+All policies are measured with all latents. With parts of them the first one is, and "mixed" wherever it is asked for.
 """
 
 from collections.abc import Iterator
@@ -14,10 +30,11 @@ import torch
 from torch import Tensor
 
 from nlrewrite.activations.codes import Codes, Kept, Values
-from nlrewrite.calibrate.fit import Calibrated
+from nlrewrite.calibrate.fitted import Fitted
 from nlrewrite.coders.topk import TopKCoder
 from nlrewrite.evaluate.losses import Where, Write
-from nlrewrite.seeds import generator
+from nlrewrite.evaluate.mixing import Contested, Inside, Mixture, instead
+from nlrewrite.evaluate.selection import Gain, Subset, always, fresh, subsets
 from nlrewrite.specs import EvaluateSpec
 
 LOOKED_UP = "tokens and activations"
@@ -27,6 +44,10 @@ ORACLE: dict[str, Any] = {
     "calibrator": "mean magnitude",
     "information": "test activity",
 }
+SIMULATORS = {"gate": "gate", "gated": "gate + rules"}
+"""By the explanation; every other one is read by the rules."""
+
+Rewritten = tuple[Fitted, Values]
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,8 @@ class Arm:
     n_unexplained: int = 0
     compared: tuple[str, float, int] = field(default=("all", 1.0, 0))
     """Selection, fraction and subset seed of the mean ablation that this arm is measured against."""
+    eviction_rate: float = 0.0
+    """Share of the true activations of latents that nobody replaces that lose their place."""
 
 
 @dataclass(frozen=True)
@@ -62,31 +85,25 @@ class Sources:
 
     truth: Codes
     mean: Codes
+    mean_firing: Codes
+    """The mean over the tokens on which the latent is active."""
     zero: Codes
     oracle: Codes
     token_lookup: Values
     bigram_lookup: Values
-    rewritten: dict[str, tuple[Calibrated, Codes]]
-    shuffled: tuple[Calibrated, Codes]
-    lengths: dict[int, tuple[Calibrated, Codes]]
+    rewritten: dict[str, Rewritten]
+    shuffled: Rewritten
+    lengths: dict[int, Rewritten]
     """By the most tokens that a sentence may quote, where that differs from the main ones."""
     chosen: str
+    rungs: dict[str, Rewritten] = field(default_factory=dict)
+    """Behind lexical gates: `gate` alone, `gated` sentences."""
     silent: dict[str, np.ndarray] = field(default_factory=dict)
-    """[L] by explanation: the latents of which its simulator could say nothing, which keep their mean."""
-
-
-@dataclass(frozen=True)
-class Subset:
-    """The latents that are replaced."""
-
-    selection: str
-    fraction: float
-    seed: int
-    mask_L: np.ndarray
-
-    @property
-    def compared(self) -> tuple[str, float, int]:
-        return self.selection, self.fraction, self.seed
+    """[L] by explanation: the latents of which its simulator could say nothing."""
+    gain: Gain | None = None
+    """Of the chosen calibrator, on the calibrate split."""
+    window_P: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Window of each position, for subsets that are drawn anew in each."""
 
 
 class Writer:
@@ -96,12 +113,16 @@ class Writer:
         self._coder, self._truth = coder, truth
         self._dec_LE = coder.dec_LE.numpy()
 
-    def latents(self, values: Values, mask_L: np.ndarray | None = None) -> Write:
-        """The coder's output with `values` for the latents of the mask (all, if none) and true values for the rest."""
+    def latents(self, values: Values, mask_L: np.ndarray | None = None, decoder_LE: np.ndarray | None = None) -> Write:
+        """The coder's output with `values` for the latents of the mask (all, if none) and true values for the rest.
+
+        `decoder_LE`: with what the values are written, if not with the coder's own decoder.
+        """
+        own = self._dec_LE if decoder_LE is None else decoder_LE
         if mask_L is None or mask_L.all():
-            pieces = [(values, self._dec_LE)]
+            pieces = [(values, own)]
         else:
-            pieces = [(values, self._dec_LE * mask_L[:, None]), (self._truth, self._dec_LE * ~mask_L[:, None])]
+            pieces = [(values, own * mask_L[:, None]), (self._truth, self._dec_LE * ~mask_L[:, None])]
 
         def write(rows: np.ndarray, x_ND: Tensor, y_NE: Tensor) -> Tensor:
             written = sum(np.asarray(source.output(rows, dec), dtype=np.float32) for source, dec in pieces)
@@ -119,21 +140,56 @@ class Writer:
         return write
 
 
-def subsets(spec: EvaluateSpec, score_L: np.ndarray) -> Iterator[Subset]:
-    """Nested subsets below fraction 1: the best by score, and seeded random ones."""
-    latents = len(score_L)
-    orders: list[tuple[str, int, np.ndarray]] = []
-    if "top" in spec.selections:
-        best = np.lexsort((np.arange(latents), -np.nan_to_num(score_L, nan=-1.0)))
-        orders.append(("top", 0, best))
-    if "sampled" in spec.selections:
-        for seed in range(spec.subsets):
-            orders.append(("sampled", seed, generator(spec.seed, "evaluate", "subset", seed).permutation(latents)))
-    for selection, seed, order in orders:
-        for fraction in sorted(fraction for fraction in spec.fractions if fraction < 1):
-            mask = np.zeros(latents, dtype=bool)
-            mask[order[: max(1, round(fraction * latents))]] = True
-            yield Subset(selection, fraction, seed, mask)
+@dataclass(frozen=True)
+class Plan:
+    """What all arms of one position share."""
+
+    key: Key
+    spec: EvaluateSpec
+    sources: Sources
+    coder: TopKCoder
+    writer: Writer
+    rows: np.ndarray
+    """The positions that are patched."""
+
+    def arm(self, key: Key, values: Values, fitted: Fitted | None = None, subset: Subset | None = None) -> Arm:
+        """An arm with `values` for the latents of the subset, or for all."""
+        decoder = fitted.decoder_LE if fitted else None
+        size = subset.size if subset else self.coder.latents
+        compared = subset.compared if subset else ("all", 1.0, 0)
+        silent = self.sources.silent.get(key.explanation)
+        if subset is None:
+            unexplained = 0 if silent is None else int(silent.sum())
+        elif subset.fresh:  # of drawn latents the expected number
+            unexplained = 0 if silent is None else round(float(silent.mean()) * size)
+        else:
+            unexplained = 0 if silent is None else int((silent & subset.mask_L).sum())
+        if key.topk == "mixed":
+            mixture = Mixture(values, self.sources.truth, self._inside(key, subset))
+            contested = Contested(mixture, self.coder.k)
+            write, evicted = self.writer.latents(contested, None, decoder), contested.eviction_rate(self.rows)
+            return Arm(key, write, size, unexplained, compared, evicted)
+        if subset is not None and subset.fresh:
+            mixture = Mixture(values, self.sources.truth, self._inside(key, subset))
+            return Arm(key, self.writer.latents(mixture, None, decoder), size, unexplained, compared)
+        write = self.writer.latents(values, subset.mask_L if subset else None, decoder)
+        return Arm(key, write, size, unexplained, compared)
+
+    def rewritten(self, key: Key, given: Rewritten, policy: str, subset: Subset | None = None) -> Arm:
+        """What a simulator says, by its calibrator and a TopK policy."""
+        fitted, values = given
+        if policy in ("values", "deviations"):
+            rest = self.sources.mean if policy == "deviations" else self.sources.zero
+            values = Kept(values, self.coder.k, rest.constant_L)
+        named = replace(key, calibrator=fitted.name, information=fitted.information, topk=policy)
+        return self.arm(named, values, fitted, subset)
+
+    def _inside(self, key: Key, subset: Subset | None) -> Inside:
+        latents = self.coder.latents
+        if subset is None or not subset.fresh:
+            return always(np.ones(latents, dtype=bool) if subset is None else subset.mask_L)
+        path = (key.arm, key.topk, key.position, f"{subset.fraction:g}", subset.seed)
+        return fresh(subset.size, latents, self.sources.window_P, self.spec.seed, *path)
 
 
 def arms(
@@ -146,91 +202,91 @@ def arms(
     y_mean_E: Tensor,
 ) -> list[Arm]:
     writer = Writer(coder, sources.truth)
+    every = np.arange(sources.truth.extra_PL.get_shape()[0])
+    last = np.flatnonzero(np.diff(sources.window_P, append=-1))
     out: list[Arm] = []
     for position in spec.positions:
-        out += _reference_arms(Key("", site, position=position), sources, coder, writer, x_mean_D, y_mean_E)
-        out += _rewritten_arms(Key("", site, position=position), spec, sources, coder, writer)
-        out += _partial_arms(Key("", site, position=position), spec, sources, writer, score_L)
+        key = Key("", site, position=position)
+        plan = Plan(key, spec, sources, coder, writer, every if position == "all" else last)
+        out += _reference_arms(plan, x_mean_D, y_mean_E)
+        out += _rewritten_arms(plan)
+        out += _partial_arms(plan, score_L)
     return out
 
 
-def _reference_arms(
-    key: Key, sources: Sources, coder: TopKCoder, writer: Writer, x_mean_D: Tensor, y_mean_E: Tensor
-) -> list[Arm]:
+def _reference_arms(plan: Plan, x_mean_D: Tensor, y_mean_E: Tensor) -> list[Arm]:
     """What needs no sentence: the original, the coder, ablations, lookups and the oracle mask."""
-    latents = coder.latents
+    key, sources, coder = plan.key, plan.sources, plan.coder
     nothing, lookup = replace(key, fraction=0.0), replace(key, information=LOOKED_UP)
     out = [
         Arm(replace(nothing, arm="original"), None, 0),
-        Arm(replace(nothing, arm="coder"), writer.latents(sources.truth), 0),
-        Arm(replace(key, arm="mean"), writer.latents(sources.mean), latents),
-        Arm(replace(key, arm="zero"), writer.latents(sources.zero), latents),
-        Arm(replace(key, arm="mlp_mean"), lambda rows, x, y: y_mean_E.expand(len(rows), -1), latents),
-        Arm(replace(key, arm="mlp_zero"), lambda rows, x, y: torch.zeros_like(y), latents),
+        Arm(replace(nothing, arm="coder"), plan.writer.latents(sources.truth), 0),
+        plan.arm(replace(key, arm="mean"), sources.mean),
+        plan.arm(replace(key, arm="mean_firing"), sources.mean_firing),
+        plan.arm(replace(key, arm="zero"), sources.zero),
+        Arm(replace(key, arm="mlp_mean"), lambda rows, x, y: y_mean_E.expand(len(rows), -1), coder.latents),
+        Arm(replace(key, arm="mlp_zero"), lambda rows, x, y: torch.zeros_like(y), coder.latents),
     ]
     if coder.skip_ED is not None:
-        out.append(Arm(replace(nothing, arm="no_skip"), writer.no_skip(x_mean_D), 0))
+        out.append(Arm(replace(nothing, arm="no_skip"), plan.writer.no_skip(x_mean_D), 0))
     return [
         *out,
-        Arm(replace(lookup, arm="token_lookup"), writer.latents(sources.token_lookup), latents),
-        Arm(replace(lookup, arm="bigram_lookup"), writer.latents(sources.bigram_lookup), latents),
-        Arm(replace(key, **ORACLE), writer.latents(sources.oracle), latents),
+        plan.arm(replace(lookup, arm="token_lookup"), sources.token_lookup),
+        plan.arm(replace(lookup, arm="bigram_lookup"), sources.bigram_lookup),
+        plan.arm(replace(key, **ORACLE), sources.oracle),
     ]
 
 
-def _rewritten_arms(key: Key, spec: EvaluateSpec, sources: Sources, coder: TopKCoder, writer: Writer) -> list[Arm]:
-    """All latents by their sentences: every calibrator, the shuffled control, other lengths, other TopK policies."""
-    chosen, chosen_codes = sources.rewritten[sources.chosen]
-    planned: list[tuple[Key, Values]] = [
-        (_by_rules(key, calibrated), codes) for calibrated, codes in sources.rewritten.values()
-    ]
-    planned.append((_shuffled(key, sources), sources.shuffled[1]))
-    for most, (calibrated, codes) in sources.lengths.items():
-        planned.append((replace(_by_rules(key, calibrated), explanation=f"rules-{most}"), codes))
-    for policy in spec.topk:
+def _rewritten_arms(plan: Plan) -> Iterator[Arm]:
+    """All latents by their sentences: calibrators, control, lengths, rungs, TopK policies, and only where it helps."""
+    sources, policies = plan.sources, plan.spec.topk
+    chosen = sources.rewritten[sources.chosen]
+    by_rules = _read_by(plan.key, "rules")
+    for given in sources.rewritten.values():
+        yield plan.rewritten(by_rules, given, "none")
+    yield plan.rewritten(_shuffled(plan.key), sources.shuffled, policies[0])
+    for most, given in sources.lengths.items():
+        yield plan.rewritten(_read_by(plan.key, f"rules-{most}"), given, "none")
+    for explanation, given in sources.rungs.items():
+        yield plan.rewritten(_read_by(plan.key, explanation), given, "none")
+    for policy in policies:
         if policy != "none":
-            rest = sources.mean.constant_L if policy == "deviations" else sources.zero.constant_L
-            planned.append((replace(_by_rules(key, chosen), topk=policy), Kept(chosen_codes, coder.k, rest)))
-    everything = np.ones(coder.latents, dtype=bool)
-    return [
-        Arm(named, writer.latents(values), coder.latents, _unexplained(named, sources, everything))
-        for named, values in planned
-    ]
+            yield plan.rewritten(by_rules, chosen, policy)
+    if plan.spec.harmless and sources.gain is not None:
+        used = sources.gain.harmless
+        fitted, values = chosen
+        kept = fitted, instead(values, sources.mean, ~used)
+        arm = plan.rewritten(replace(by_rules, selection="harmless"), kept, "none")
+        yield replace(arm, n_latents=int(used.sum()), n_unexplained=0)
 
 
-def _partial_arms(key: Key, spec: EvaluateSpec, sources: Sources, writer: Writer, score_L: np.ndarray) -> Iterator[Arm]:
+def _partial_arms(plan: Plan, score_L: np.ndarray) -> Iterator[Arm]:
     """Some of the latents by their sentences, by the controls, at their mean or at zero; true values for the others."""
-    chosen, chosen_codes = sources.rewritten[sources.chosen]
-    for subset in subsets(spec, score_L):
-        part = replace(key, selection=subset.selection, fraction=subset.fraction, subset_seed=subset.seed)
-        for named, values in (
-            (replace(part, arm="mean"), sources.mean),
-            (replace(part, arm="zero"), sources.zero),
-            (replace(part, arm="token_lookup", information=LOOKED_UP), sources.token_lookup),
-            (replace(part, **ORACLE), sources.oracle),
-            (_shuffled(part, sources), sources.shuffled[1]),
-            (_by_rules(part, chosen), chosen_codes),
-        ):
-            write = writer.latents(values, subset.mask_L)
-            unexplained = _unexplained(named, sources, subset.mask_L)
-            yield Arm(named, write, int(subset.mask_L.sum()), unexplained, subset.compared)
+    sources, spec = plan.sources, plan.spec
+    ranked = {"top": score_L} | ({"gain": sources.gain.mean} if sources.gain is not None else {})
+    policies = [spec.topk[0], *(["mixed"] if "mixed" in spec.topk[1:] else [])]
+    for subset in subsets(spec, ranked):
+        part = replace(plan.key, selection=subset.selection, fraction=subset.fraction, subset_seed=subset.seed)
+        unmatched = spec.draw == "fresh" and not subset.fresh and "sampled" in spec.selections
+        if unmatched:  # as published: what is ablated beside the best latents are random ones
+            subset = replace(subset, floor=("sampled", subset.fraction, 0))
+        else:
+            for named, values in (
+                (replace(part, arm="mean"), sources.mean),
+                (replace(part, arm="zero"), sources.zero),
+                (replace(part, arm="token_lookup", information=LOOKED_UP), sources.token_lookup),
+                (replace(part, **ORACLE), sources.oracle),
+            ):
+                yield plan.arm(named, values, subset=subset)
+        yield plan.rewritten(_shuffled(part), sources.shuffled, spec.topk[0], subset)
+        for policy in policies:
+            yield plan.rewritten(_read_by(part, "rules"), sources.rewritten[sources.chosen], policy, subset)
 
 
-def _unexplained(key: Key, sources: Sources, mask_L: np.ndarray) -> int:
-    silent = sources.silent.get(key.explanation)
-    return 0 if silent is None else int((silent & mask_L).sum())
+def _shuffled(key: Key) -> Key:
+    return replace(key, arm="shuffled", simulator="rules", explanation="shuffled")
 
 
-def _shuffled(key: Key, sources: Sources) -> Key:
-    return replace(_by_rules(key, sources.shuffled[0]), arm="shuffled", explanation="shuffled")
-
-
-def _by_rules(key: Key, calibrated: Calibrated) -> Key:
-    return replace(
-        key,
-        arm="rewritten",
-        simulator="rules",
-        explanation="rules",
-        calibrator=calibrated.name,
-        information=calibrated.information,
-    )
+def _read_by(key: Key, explanation: str) -> Key:
+    simulator = SIMULATORS.get(explanation, "rules")
+    return replace(key, arm="rewritten", simulator=simulator, explanation=explanation)

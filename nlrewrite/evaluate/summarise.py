@@ -108,10 +108,19 @@ def tell(spec: EvaluateSpec, planned: Sequence[Arm], tallies: Mapping[str, Tally
     )
 
 
-def headline(rows: Sequence[Row], chosen: str) -> Row:
-    """The one number, its row, and the controls it must stand beside: all latents, patched at all positions."""
+def headline(rows: Sequence[Row], chosen: str, topk: str = "none", chosen_on: str = "calibrate") -> Row:
+    """The one number, its row, and the controls it must stand beside: all latents, patched at all positions.
+
+    `topk` is the policy of what is simulated, and `chosen_on` what settled the calibrator: the split, or a protocol.
+    """
     position = "all" if any(row["position"] == "all" for row in rows) else "last"
-    whole = [row for row in rows if row["position"] == position and row["selection"] == "all" and row["topk"] == "none"]
+    whole = [
+        row
+        for row in rows
+        if row["position"] == position
+        and row["selection"] == "all"
+        and row["topk"] == (topk if row["arm"] in ("rewritten", "shuffled") else "none")
+    ]
     by_arm: dict[object, Row] = {}
     for each in whole:
         if each["arm"] != "rewritten":
@@ -123,7 +132,7 @@ def headline(rows: Sequence[Row], chosen: str) -> Row:
         "position": position,
         "fraction": 1,
         **{name: quoted[name] for name in key},
-        "chosen_on": "calibrate",
+        "chosen_on": chosen_on,
         "gap_closed": quoted["gap_closed"],
         "low": quoted["gap_closed_low"],
         "high": quoted["gap_closed_high"],

@@ -12,6 +12,7 @@ from nlrewrite.calibrate.fitted import Fitted
 from nlrewrite.calibrate.lookup import Seen, bigram_lookup, token_lookup
 from nlrewrite.coders.topk import TopKCoder
 from nlrewrite.evaluate.arms import Sources
+from nlrewrite.evaluate.selection import Gain
 from nlrewrite.seeds import generator, torch_generator
 from nlrewrite.specs import Site
 from nlrewrite.subject import sites
@@ -89,6 +90,7 @@ def sources(planted: Planted, truth: Codes | None = None) -> Sources:
     return Sources(
         truth=planted.truth if truth is None else truth,
         mean=constant_codes(mean_L, count),
+        mean_firing=constant_codes(mean_L + 1, count),
         zero=constant_codes(np.zeros(LATENTS), count),
         oracle=oracle_codes(planted.active, mean_L),
         token_lookup=token_lookup(seen, planted.where, vocabulary, 1.0),
@@ -100,5 +102,8 @@ def sources(planted: Planted, truth: Codes | None = None) -> Sources:
         shuffled=(calibrated, random_codes(count, seed=3)),
         lengths={2: (calibrated, random_codes(count, seed=4))},
         chosen="hurdle",
+        rungs={name: (calibrated, random_codes(count, seed=place)) for place, name in ((5, "gate"), (6, "gated"))},
         silent={name: np.arange(LATENTS) < 2 for name in ("rules", "shuffled")},
+        gain=Gain(np.linspace(1, -1, LATENTS), np.where(np.arange(LATENTS) < 5, 0.1, -0.1)),
+        window_P=planted.where.window,
     )

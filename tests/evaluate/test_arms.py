@@ -1,14 +1,16 @@
 from dataclasses import asdict, replace
-from itertools import pairwise
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from nlrewrite.errors import SettingError
-from nlrewrite.evaluate.arms import Arm, Writer, arms, subsets
+from nlrewrite.evaluate.arms import Arm, Writer, arms
 from nlrewrite.evaluate.build import summarise
 from nlrewrite.evaluate.losses import Losses, losses
+from nlrewrite.evaluate.selection import subsets
 from nlrewrite.progress import Progress
 from nlrewrite.seeds import generator
 from nlrewrite.specs import EvaluateSpec
@@ -30,10 +32,10 @@ def given() -> Planted:
     return planted()
 
 
-def planned(given: Planted, **changes) -> list[Arm]:
+def planned(given: Planted, spec: EvaluateSpec = SPEC, **changes: Any) -> list[Arm]:
     score = np.linspace(0, 1, LATENTS)
     made = replace(sources(given), **changes)
-    return arms(SPEC, made, given.coder, "a site", score, given.x_PD.mean(0), given.y_PE.mean(0))
+    return arms(spec, made, given.coder, "a site", score, given.x_PD.mean(0), given.y_PE.mean(0))
 
 
 def written(arm: Arm, given: Planted) -> torch.Tensor:
@@ -78,7 +80,7 @@ def test_at_fraction_one_no_true_activation_is_used(given: Planted) -> None:
         assert arm.key == changed.key
         if arm.key.arm == "original":
             continue
-        uses_truth = arm.key.arm in ("coder", "no_skip") or arm.key.selection != "all"
+        uses_truth = arm.key.arm in ("coder", "no_skip") or arm.key.selection not in ("all", "harmless")
         assert torch.equal(written(arm, given), written(changed, given)) != uses_truth, arm.key
     assert here.key.fraction == 0
 
@@ -90,7 +92,7 @@ def test_every_arm_writes_what_it_says(given: Planted) -> None:
     def values(name: str) -> torch.Tensor:
         return dense(given, getattr(made, name).dense(all_rows))
 
-    for name in ("mean", "zero", "token_lookup", "bigram_lookup", "oracle"):
+    for name in ("mean", "mean_firing", "zero", "token_lookup", "bigram_lookup", "oracle"):
         close(written(find(every, arm=name, **whole), given), values(name))
     close(written(find(every, arm="zero", **whole), given), given.coder.beside(given.x_PD))
     close(written(find(every, arm="mlp_mean", **whole), given), given.y_PE.mean(0).expand_as(given.y_PE))
@@ -105,6 +107,10 @@ def test_every_arm_writes_what_it_says(given: Planted) -> None:
     close(written(find(every, arm="shuffled", **whole), given), dense(given, made.shuffled[1].dense(all_rows)))
     shorter = find(every, arm="rewritten", explanation="rules-2", **whole)
     close(written(shorter, given), dense(given, made.lengths[2][1].dense(all_rows)))
+    for explanation, simulator in (("gate", "gate"), ("gated", "gate + rules")):
+        arm = find(every, arm="rewritten", explanation=explanation, **whole)
+        close(written(arm, given), dense(given, made.rungs[explanation][1].dense(all_rows)))
+        assert (arm.key.simulator, arm.key.calibrator) == (simulator, "hurdle")
 
 
 @pytest.mark.parametrize(("policy", "rest"), [("values", "zero"), ("deviations", "mean")])
@@ -117,34 +123,110 @@ def test_a_topk_is_taken_among_predicted_values_alone(given: Planted, policy: st
     close(written(find(planned(given), topk=policy, position="all"), given), dense(given, expected))
 
 
-def test_subsets_are_nested_seeded_and_of_their_size() -> None:
-    spec = EvaluateSpec(fractions=(0.5, 0.1, 0.75, 1.0, 0.25), subsets=3)
-    score = generator(0, "scores").random(40)
-    score[7] = np.nan
-    found = list(subsets(spec, score))
-    orders = [("top", 0), ("sampled", 0), ("sampled", 1), ("sampled", 2)]
-    assert [(each.selection, each.seed) for each in found[::4]] == orders
-    for start in range(0, len(found), 4):
-        nested = found[start : start + 4]
-        assert [each.fraction for each in nested] == [0.1, 0.25, 0.5, 0.75]
-        assert [each.mask_L.sum() for each in nested] == [4, 10, 20, 30]
-        for smaller, larger in pairwise(nested):
-            assert not (smaller.mask_L & ~larger.mask_L).any()
-    best = np.argsort(-np.nan_to_num(score, nan=-1))[:10]
-    assert sorted(best) == np.flatnonzero(found[1].mask_L).tolist()
-    assert not found[3].mask_L[7]
-    masks = {each.mask_L.tobytes() for each in found[1::4]}
-    assert len(masks) == 4
-    again = list(subsets(spec, score))
-    assert all((one.mask_L == other.mask_L).all() for one, other in zip(found, again, strict=True))
-    other_seed = list(subsets(spec.model_copy(update={"seed": 1}), score))
-    assert (other_seed[4].mask_L != found[4].mask_L).any()
-    assert (other_seed[0].mask_L == found[0].mask_L).all()
+def test_where_a_sentence_may_do_harm_the_latent_has_its_mean(given: Planted) -> None:
+    every, made = np.arange(len(given.where)), sources(given)
+    arm = find(planned(given), selection="harmless", position="all")
+    predicted = made.rewritten["hurdle"][1].dense(every)
+    used = np.arange(LATENTS) < 5
+    close(written(arm, given), dense(given, np.where(used, predicted, made.mean.constant_L)))
+    assert (arm.key.fraction, arm.n_latents, arm.compared) == (1.0, 5, ("all", 1.0, 0))
+    without = SPEC.model_copy(update={"harmless": False})
+    assert not [arm for arm in planned(given, without) if arm.key.selection == "harmless"]
 
 
-def test_a_small_fraction_is_at_least_one_latent() -> None:
-    found = list(subsets(EvaluateSpec(fractions=(0.01,), selections=("top",)), np.arange(5.0)))
-    assert found[0].mask_L.tolist() == [False, False, False, False, True]
+# -- TopK over predicted and true values together ----------------------------------------------------------------------
+
+MIXED = SPEC.model_copy(update={"topk": ("none", "mixed")})
+
+
+def test_as_published_predictions_push_out_true_values(given: Planted) -> None:
+    """Against a sort of each row, with all latents and with parts of them."""
+    rows, made = np.arange(len(given.where)), sources(given)
+    predicted, truth = made.rewritten["hurdle"][1].dense(rows), made.truth.dense(rows)
+    for arm in planned(given, MIXED):
+        if arm.key.topk != "mixed":
+            assert arm.eviction_rate == 0
+            continue
+        subset = _mask(given, arm)
+        mixture = np.where(subset, predicted, truth)
+        kept = np.argsort(-mixture, axis=1, kind="stable")[:, :K]
+        expected = np.zeros_like(mixture)
+        np.put_along_axis(expected, kept, np.take_along_axis(mixture, kept, 1), 1)
+        close(written(arm, given), dense(given, expected))
+        there = rows if arm.key.position == "all" else np.cumsum(given.windows.lengths) - 1
+        theirs = (truth > 0) & ~subset
+        lost = theirs & (expected == 0)
+        rate = lost[there].sum() / theirs[there].sum() if theirs[there].any() else 0.0
+        assert arm.eviction_rate == pytest.approx(rate)
+    rates = [arm.eviction_rate for arm in planned(given, MIXED) if arm.key.topk == "mixed" and arm.key.fraction < 1]
+    assert len(rates) == 2 * 2 * 3
+    assert 0 < max(rates) <= 1
+
+
+def _mask(given: Planted, arm: Arm) -> np.ndarray:
+    """The latents of an arm: all, or what the mean ablation of the same subset does not keep."""
+    if arm.key.selection == "all":
+        return np.ones(LATENTS, dtype=bool)
+    ranked = {"top": np.linspace(0, 1, LATENTS), "gain": np.linspace(1, -1, LATENTS)}
+    key = arm.key.selection, arm.key.fraction, arm.key.subset_seed
+    (found,) = [each for each in subsets(MIXED, ranked) if (each.selection, each.fraction, each.seed) == key]
+    return found.mask_L
+
+
+def test_the_first_policy_is_the_one_that_parts_and_controls_are_measured_with(given: Planted) -> None:
+    spec = SPEC.model_copy(update={"topk": ("values", "mixed")})
+    every = planned(given, spec)
+    for arm in every:
+        if arm.key.arm == "shuffled":
+            assert arm.key.topk == "values"
+        if arm.key.arm not in ("rewritten", "shuffled"):
+            assert arm.key.topk == "none"
+    parts = [arm.key.topk for arm in every if arm.key.arm == "rewritten" and arm.key.selection == "top"]
+    assert parts == ["values", "mixed"] * 4
+    keys = [arm.key for arm in every]
+    assert len(set(keys)) == len(keys)
+
+
+# -- subsets that are drawn anew ---------------------------------------------------------------------------------------
+
+FRESH = SPEC.model_copy(update={"draw": "fresh", "subsets": 1, "fractions": (0.5,)})
+
+
+def test_fresh_subsets_differ_between_windows_and_arms_and_stay_as_they_are(given: Planted) -> None:
+    every = planned(given, FRESH, token_lookup=sources(given).mean)
+    sampled = {arm.key.arm: arm for arm in every if arm.key.selection == "sampled" and arm.key.position == "all"}
+    rows, made = np.arange(len(given.where)), sources(given)
+    truth = made.truth.dense(rows)
+    written_by = {name: written(arm, given) for name, arm in sampled.items()}
+    assert all(torch.equal(written(arm, given), written_by[name]) for name, arm in sampled.items())
+    assert not torch.allclose(written_by["mean"], written_by["token_lookup"])  # the same values, other latents
+    found = []
+    for window in range(len(given.windows)):
+        here = given.where.window == window
+        candidates = [
+            mask
+            for chosen in combinations(range(LATENTS), LATENTS // 2)
+            if close_enough(
+                written_by["zero"][here],
+                dense(given, np.where(mask := np.isin(np.arange(LATENTS), chosen), 0, truth))[here],
+            )
+        ]
+        assert candidates, f"no subset of half of the latents is at zero in window {window}"
+        found.append({mask.tobytes() for mask in candidates})
+    assert not set.intersection(*found)
+
+
+def close_enough(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool((one - other).abs().max() < 1e-4)
+
+
+def test_the_best_latents_stand_beside_random_ones_that_are_ablated(given: Planted) -> None:
+    every = planned(given, FRESH)
+    best = [arm for arm in every if arm.key.selection == "top" and arm.key.position == "all"]
+    assert {arm.key.arm for arm in best} == {"rewritten", "shuffled"}
+    assert {arm.compared for arm in best} == {("sampled", 0.5, 0)}
+    nested = planned(given)
+    assert all(arm.compared[0] == "top" for arm in nested if arm.key.selection == "top")
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -160,7 +242,7 @@ def measured(given: Planted):
 
 def test_a_row_has_every_field_and_its_key_is_its_own(given: Planted, measured) -> None:
     every, found = measured
-    _, rows = summarise(SPEC, every, found, given.where, given.windows)
+    rows = summarise(SPEC, every, found, given.where, given.windows).rows
     assert len(rows) == len(every)
     assert all(set(row) >= KEY | FIGURES for row in rows)
     keys = [tuple(row[name] for name in sorted(KEY)) for row in rows]
@@ -170,13 +252,14 @@ def test_a_row_has_every_field_and_its_key_is_its_own(given: Planted, measured) 
     assert {row["n_unexplained"] for row in by_rules if row["selection"] == "all"} == {2}
     assert {row["n_unexplained"] for row in by_rules if row["selection"] == "top"} == {0}  # the first two score worst
     assert {row["n_unexplained"] for row in rows if row not in by_rules} == {0}
-    parts = [row for row in rows if row["selection"] != "all"]
+    parts = [row for row in rows if row["selection"] not in ("all", "harmless")]
     assert {(row["fraction"], row["n_latents"]) for row in parts} == {(0.25, 3), (0.5, 6)}
 
 
 def test_figures_are_means_of_the_losses_with_intervals_around_them(given: Planted, measured) -> None:
     every, found = measured
-    sums, rows = summarise(SPEC, every, found, given.where, given.windows)
+    summary = summarise(SPEC, every, found, given.where, given.windows)
+    sums, rows = summary.sums, summary.rows
     order = [index for position in SPEC.positions for index, arm in enumerate(every) if arm.key.position == position]
     for index, row in zip(order, rows, strict=True):
         arm, position = every[index], every[index].key.position
@@ -207,7 +290,7 @@ def test_gaps_are_measured_against_the_mean_of_the_same_latents(given: Planted, 
         added = LOSS["coder"] + arm.key.fraction * (LOSS.get(arm.key.arm, 0.7) - LOSS["coder"])
         size = len(found[str(index)].ce)
         made[str(index)] = Losses(5 + noise[:size] + (0 if arm.key.arm == "original" else added), noise[:size] ** 2)
-    _, rows = summarise(SPEC, every, made, given.where, given.windows)
+    rows = summarise(SPEC, every, made, given.where, given.windows).rows
     expected = {"original": 1.1, "coder": 1.0, "no_skip": 1.0, "mean": 0.0, "zero": -0.5, "rewritten": 0.5}
     expected["token_lookup"] = 0.25
     assert {row["arm"] for row in rows if row["selection"] == "top"} == PARTIAL
@@ -216,7 +299,7 @@ def test_gaps_are_measured_against_the_mean_of_the_same_latents(given: Planted, 
         assert row["gap_closed_low"] == pytest.approx(row["gap_closed"])
         assert row["gap_closed_kl"] is None
         over = row["over_token_lookup"]
-        if row["selection"] == "all":
+        if row["selection"] in ("all", "harmless"):
             assert over["mean"] == pytest.approx(row["gap_closed"] - 0.25)
         else:
             assert over is None
@@ -228,7 +311,7 @@ def test_prompts_that_are_too_easy_are_left_out_of_every_arm(given: Planted, mea
     original = found[str(base)].ce
     least = float(np.median(original))
     spec = SPEC.model_copy(update={"least_base_loss": least, "positions": ("all",)})
-    _, rows = summarise(spec, every, found, given.where, given.windows)
+    rows = summarise(spec, every, found, given.where, given.windows).rows
     kept = original >= least
     for row in rows:
         assert row["n_contexts"] == kept.sum()

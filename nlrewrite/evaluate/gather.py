@@ -1,0 +1,146 @@
+"""What the arms of an evaluation write, each fitted on the splits that it may see.
+
+In: everything upstream. Out: `Sources`, all at the positions of the report split. Invariant: means, lookups,
+calibrators and the selection of latents see the explain and the calibrate split alone; of the report split there are
+the truth, the oracle's mask and what peeks by its name (`-on-prompt`).
+
+A latent of which a simulator can say nothing is given what `unexplained` says: its mean, its true value, zero, or its
+largest activation of the explain split, as the published program gives to answers that it cannot read.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from nlrewrite.activations.codes import Codes, constant_codes, oracle_codes, true_codes
+from nlrewrite.activations.pairs import read
+from nlrewrite.activations.statistics import read_latents
+from nlrewrite.artifacts import Folder
+from nlrewrite.calibrate import apply, lookup, methods
+from nlrewrite.calibrate.fit import fit, folds, read_calibrated
+from nlrewrite.calibrate.fitted import Fitted
+from nlrewrite.calibrate.known import Statistics, aimed_at
+from nlrewrite.calibrate.pairing import Pairing
+from nlrewrite.evaluate.arms import SIMULATORS, Rewritten, Sources
+from nlrewrite.evaluate.mixing import instead
+from nlrewrite.evaluate.selection import Gain, held_out
+from nlrewrite.protocols import PROTOCOLS
+from nlrewrite.simulate import rules as simulation
+from nlrewrite.simulate.said import Spoken
+from nlrewrite.specs import CalibrateSpec, EvaluateSpec
+from nlrewrite.text.positions import Positions, positions
+from nlrewrite.text.tokens import read_windows
+
+ON_PROMPT_CALIBRATOR = f"quantile-6{methods.ON_PROMPT}"
+FITTED_ON = ("explain", "calibrate")
+
+
+def gather(
+    inputs: dict[str, Folder],
+    where: Positions,
+    dec_LE: np.ndarray,
+    vocabulary: int,
+    spec: EvaluateSpec = EvaluateSpec(),  # noqa: B008 (frozen)
+) -> Sources:
+    """The values that arms write."""
+    latents, count = len(dec_LE), len(where)
+    seen = {
+        split: lookup.Seen(positions(read_windows(inputs["tokens"], split)), true_codes(read(inputs[split]), latents))
+        for split in FITTED_ON
+    }
+    fitted_on = list(seen.values())
+    total = np.sum([np.asarray(each.truth.extra_PL.sum(0)).ravel() for each in fitted_on], axis=0)
+    often = np.sum([each.truth.extra_PL.getnnz(axis=0) for each in fitted_on], axis=0)
+    mean_L, firing_L = total / sum(len(each.where) for each in fitted_on), total / np.maximum(often, 1)
+    token, bigram = lookup.best_strengths(seen["explain"], seen["calibrate"], vocabulary, dec_LE)
+
+    active = read(inputs["report"])
+    truth, zero = true_codes(active, latents), constant_codes(np.zeros(latents), count)
+    other = {"true": truth, "zero": zero, "largest": constant_codes(_largest(inputs), count), "mean": None}
+    readings = _Readings(inputs, count, other[spec.unexplained])
+
+    calibrators, chosen = read_calibrated(inputs["calibration"])
+    chosen = _settled(chosen, calibrators, spec)
+    spoken = readings.spoken("")
+    earlier = seen["calibrate"].truth.extra_PL
+    known = Statistics(read(inputs["explain"]), earlier, np.zeros(len(seen["calibrate"].where)), latents, seed=0)
+    peeking = aimed_at(known.known_of(None), active, latents)
+    for name in [ON_PROMPT_CALIBRATOR, *calibrators]:
+        if methods.method(methods.parse(name)).target == "on-prompt":
+            together = np.zeros(count, dtype=np.int64)
+            calibrators[name] = fit(name, spoken, truth.extra_PL, peeking, together, dec_LE=dec_LE)
+    lengths = sorted(int(name.rpartition("-")[2]) for name in inputs if re.fullmatch(r"simulation-\d+", name))
+    rungs = [name for name in SIMULATORS if f"simulation-{name}" in inputs]
+    return Sources(
+        truth=truth,
+        mean=constant_codes(mean_L, count),
+        mean_firing=constant_codes(firing_L, count),
+        zero=zero,
+        oracle=oracle_codes(active, firing_L),
+        token_lookup=lookup.token_lookup(fitted_on, where, vocabulary, token),
+        bigram_lookup=lookup.bigram_lookup(fitted_on, where, vocabulary, bigram, token),
+        rewritten={name: readings.by(each, "") for name, each in calibrators.items()},
+        shuffled=readings.by_its_own("shuffled", spec),  # so that no control is weak for the want of a fit
+        lengths={
+            most: readings.by(read_calibrated(inputs[f"calibration-{most}"])[0][chosen], most) for most in lengths
+        },
+        rungs={name: readings.by_its_own(name, spec) for name in rungs},
+        chosen=chosen,
+        silent={
+            "rules": ~spoken.explained,
+            **{name: ~readings.spoken(name).explained for name in ("shuffled", *rungs)},
+            **{f"rules-{most}": ~readings.spoken(most).explained for most in lengths},
+        },
+        gain=gain(inputs, seen["calibrate"], chosen, dec_LE) if spec.harmless or "gain" in spec.selections else None,
+        window_P=where.window,
+    )
+
+
+def gain(inputs: dict[str, Folder], seen: lookup.Seen, chosen: str, dec_LE: np.ndarray) -> Gain:
+    """What the chosen calibrator's prediction of each latent is worth, by the folds that calibration chose it on."""
+    spec = CalibrateSpec.model_validate(inputs["calibration"].manifest.spec)
+    folds_P, truth_PL = folds(seen.where, spec), seen.truth.extra_PL
+    pairing = Pairing(Spoken(simulation.read(inputs["on-calibrate"]), len(folds_P)), truth_PL, folds_P)
+    known = Statistics(read(inputs["explain"]), truth_PL, folds_P, len(dec_LE), spec.seed)
+    target = methods.method(methods.parse(chosen)).target
+    return held_out(chosen, pairing, partial(known.known_of, target), seen.where.group, dec_LE)
+
+
+@dataclass(frozen=True)
+class _Readings:
+    """The simulations of the report split, by what follows their label, as values."""
+
+    inputs: dict[str, Folder]
+    count: int
+    unexplained: Codes | None
+    """What a latent of which nothing is said is given; None: what its calibrator gives, its mean."""
+
+    def spoken(self, which: str | int) -> Spoken:
+        label = f"simulation-{which}" if which != "" else "simulation"
+        return Spoken(simulation.read(self.inputs[label]), self.count)
+
+    def by(self, fitted: Fitted, which: str | int) -> Rewritten:
+        spoken = self.spoken(which)
+        values = apply.values(fitted, spoken)
+        return fitted, values if self.unexplained is None else instead(values, self.unexplained, ~spoken.explained)
+
+    def by_named(self, name: str, which: str | int) -> Rewritten:
+        """By the calibrator of a name."""
+        return self.by(read_calibrated(self.inputs[f"calibration-{which}"])[0][name], which)
+
+    def by_its_own(self, which: str, spec: EvaluateSpec) -> Rewritten:
+        """By the calibrator that was chosen for it."""
+        calibrators, chosen = read_calibrated(self.inputs[f"calibration-{which}"])
+        return self.by(calibrators[_settled(chosen, calibrators, spec)], which)
+
+
+def _settled(chosen: str, calibrators: dict[str, Fitted], spec: EvaluateSpec) -> str:
+    """The calibrator that is quoted: the protocol's, where it has one and it was fitted, or the chosen one."""
+    wanted = PROTOCOLS[spec.protocol].calibrator
+    return wanted if wanted in calibrators else chosen
+
+
+def _largest(inputs: dict[str, Folder]) -> np.ndarray:
+    return read_latents(inputs["explain"])["max"].to_numpy()
