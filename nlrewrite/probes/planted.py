@@ -20,7 +20,7 @@ from nlrewrite.activations.codes import Dense, Kept, true_codes
 from nlrewrite.activations.pairs import Active
 from nlrewrite.calibrate.evidence import Known
 from nlrewrite.calibrate.quantile import Sample
-from nlrewrite.seeds import generator
+from nlrewrite.seeds import derive, generator
 from nlrewrite.simulate.oracle import Manner, Oracle, Scored, oracle
 
 CHUNK = 1000
@@ -121,10 +121,6 @@ class Model:
 
     def _draws(self, *path: str | int) -> np.random.Generator:
         return generator(self.seed, "planted", *path)
-
-    def _seed(self, seed: int) -> int:
-        """Of the simulators: other models hear other noise, and so do other simulators of one model."""
-        return self.seed * 1_000_003 + seed
 
 
 @dataclass(frozen=True)
