@@ -155,7 +155,9 @@ def _reaching(model: str, revision: str) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise SettingError(f"{model!r} is no model id: {error}. Change --set subject.model") from error
     except errors.RevisionNotFoundError as error:
-        raise Unreachable(f"the hub has no revision {revision} of {model}. Change --set subject.revision") from error
+        raise Unreachable(
+            f"the hub has no revision {revision} of {model}. Change --set subject.revision or evaluate.checkpoints"
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise Unreachable(
             f"the hub shows no model {model}: it is not there, or needs a login. Check the id, or run: hf auth login"

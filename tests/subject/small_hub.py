@@ -13,8 +13,13 @@ import pytest
 
 
 @contextmanager
-def serving(models: Mapping[tuple[str, str], Path]) -> Iterator[tuple[str, list[str]]]:
-    """Serve `models`, (id, revision) -> folder; gives the address and the paths asked for so far."""
+def serving(
+    models: Mapping[tuple[str, str], Path], names: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Serve `models`, (id, revision) -> folder; gives the address and the paths asked for so far.
+
+    `names`: what revisions are called, step1000 and so on.
+    """
     asked: list[str] = []
 
     class Hub(BaseHTTPRequestHandler):
@@ -31,6 +36,9 @@ def serving(models: Mapping[tuple[str, str], Path]) -> Iterator[tuple[str, list[
             path = self.path.partition("?")[0].strip("/")
             asked.append(f"{self.command} {path}")
             for (model, revision), folder in models.items():
+                for name in (name for name, commit in (names or {}).items() if commit == revision):
+                    if path == f"api/models/{model}/revision/{name}":
+                        return self._send(json.dumps({"id": model, "sha": revision}).encode(), body)
                 if path == f"api/models/{model}/tree/{revision}":
                     return self._send(
                         json.dumps([_described(file) for file in sorted(folder.iterdir())]).encode(), body
