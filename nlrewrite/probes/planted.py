@@ -96,7 +96,8 @@ class Model:
         seed: int = 0,
     ) -> Oracle:
         knows = Scored(d_prime, spread, SLOPE, tau)
-        return oracle(truth_PL, self.scale_L, knows, manner or Manner(digits=False), seed=self._seed(seed), split=split)
+        own = derive(self.seed, "planted", "simulator", seed)
+        return oracle(truth_PL, self.scale_L, knows, manner or Manner(digits=False), seed=own, split=split)
 
     @cached_property
     def known_truth_PL(self) -> sparse.csr_matrix:
