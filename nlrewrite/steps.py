@@ -68,7 +68,7 @@ STEPS = _table(
     Step("ladder", 1, "nlrewrite.probes.ladder:build", ("nlrewrite.probes.ladder", "nlrewrite.probes.panel", "nlrewrite.probes.heard", "nlrewrite.simulate.oracle"), (), (*_PROBED_SPLITS, ("on-calibrate*", "calibrate"), ("simulation*", "report"))),
     Step("requirement", 1, "nlrewrite.probes.requirement:build", ("nlrewrite.probes.requirement", "nlrewrite.probes.panel", "nlrewrite.probes.heard", "nlrewrite.probes.theory", "nlrewrite.simulate.oracle"), _PROBED, _PROBED_SPLITS),
     Step("sample-size", 1, "nlrewrite.probes.sample_size:build", ("nlrewrite.probes.sample_size", "nlrewrite.probes.panel", "nlrewrite.simulate.oracle", "nlrewrite.calibrate.cases"), (*_PROBED, "on-calibrate", "simulation"), (*_PROBED_SPLITS, ("on-calibrate", "calibrate"), ("simulation", "report"))),
-    Step("report", 1, "nlrewrite.report.build:build", ("nlrewrite.report.build", "nlrewrite.report.facts", "nlrewrite.report.wording", "nlrewrite.report.latents", "nlrewrite.report.drawing", "nlrewrite.report.figures", "nlrewrite.report.markup", "nlrewrite.report.style", "nlrewrite.report.tables", "nlrewrite.report.listing", "nlrewrite.report.page")),
+    Step("report", 2, "nlrewrite.report.build:build", ("nlrewrite.report.build", "nlrewrite.report.curves", "nlrewrite.report.facts", "nlrewrite.report.figure", "nlrewrite.report.wording", "nlrewrite.report.latents", "nlrewrite.report.drawing", "nlrewrite.report.figures", "nlrewrite.report.markup", "nlrewrite.report.papers", "nlrewrite.report.probes", "nlrewrite.report.reliability", "nlrewrite.report.style", "nlrewrite.report.tables", "nlrewrite.report.listing", "nlrewrite.report.page")),
 )  # fmt: skip
 
 

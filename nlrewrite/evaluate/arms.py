@@ -251,7 +251,8 @@ def _rewritten_arms(plan: Plan) -> Iterator[Arm]:
         yield plan.rewritten(_read_by(plan.key, explanation), given, "none")
     for policy in policies:
         if policy != "none":
-            yield plan.rewritten(by_rules, chosen, policy)
+            for given in _quoted(plan):
+                yield plan.rewritten(by_rules, given, policy)
     if plan.spec.harmless and sources.gain is not None:
         used = sources.gain.harmless
         fitted, values = chosen
@@ -280,7 +281,14 @@ def _partial_arms(plan: Plan, score_L: np.ndarray) -> Iterator[Arm]:
                 yield plan.arm(named, values, subset=subset)
         yield plan.rewritten(_shuffled(part), sources.shuffled, spec.topk[0], subset)
         for policy in policies:
-            yield plan.rewritten(_read_by(part, "rules"), sources.rewritten[sources.chosen], policy, subset)
+            for given in _quoted(plan):
+                yield plan.rewritten(_read_by(part, "rules"), given, policy, subset)
+
+
+def _quoted(plan: Plan) -> list[Rewritten]:
+    """Whose predictions are measured with every TopK and at every share: the chosen's; under other protocols all."""
+    rewritten = plan.sources.rewritten
+    return [rewritten[plan.sources.chosen]] if plan.spec.protocol == "ours" else list(rewritten.values())
 
 
 def _shuffled(key: Key) -> Key:

@@ -44,7 +44,12 @@ def build(spec: ReportSpec, inputs: dict[str, Folder], out: Path, running: "Runn
         rows = [*measured["arms"], *measured.get("over_subsets", ())]
         drawn = figures.figures(rows, measured["headline"], spread, of_latents, scores, told)
         more = (reliability.diagnosed(diagnosed), reliability.explained(of_latents, scores, diagnosed))
-        drawn += [each for each in more if each is not None]
+        last = [each for each in drawn if each.name == "training"]
+        drawn = [
+            *(each for each in drawn if each.name != "training"),
+            *(each for each in more if each is not None),
+            *last,
+        ]
         found = probes.figures(asked)
         own: dict[str, Figure] = {each.name: each for each in drawn}
         of_papers = papers.entries(papers.Run(results, told, found.get("sample-size"), own))

@@ -27,8 +27,8 @@ SECTIONS = {
     "figures": "Figures",
     "probes": "How good is good enough",
     "arms": "Every arm",
-    "papers": "The papers' figures",
     "method": "Method",
+    "papers": "The papers' figures",
     "latents": "Latents",
     "provenance": "Provenance",
 }
@@ -295,12 +295,14 @@ def _arms(results: Mapping[str, Any], quoted: Row) -> Markup:
     for position in (each for each in POSITIONS if any(row["position"] == each for row in whole)):
         here = [row for row in whole if row["position"] == position]
         shown.append(tables.arms(here, POSITIONS[position], quoted))
+        more = []
         if all("win_rate" in row for row in here):
-            shown.append(tables.statistics(here, POSITIONS[position], quoted))
-    for position in POSITIONS:
-        curves = [each for each in results.get("curves", ()) if each["position"] == position]
-        if curves:
-            shown.append(tables.curves(curves, POSITIONS[position]))
+            more.append(tables.statistics(here, POSITIONS[position], quoted))
+        if curves := [each for each in results.get("curves", ()) if each["position"] == position]:
+            more.append(tables.curves(curves, POSITIONS[position]))
+        if more:
+            title = f"{POSITIONS[position]}: medians, shares of windows, agreement, power, all shares of latents"
+            shown.append(el("details", el("summary", title), *more, class_="more"))
     return el("section", el("h2", "Every arm"), el("p", about, class_="about"), *shown, id="arms")
 
 

@@ -122,7 +122,7 @@ def p2_3(run: Run) -> Figure | str:
         if calibrator is None:
             return f"No {label} predictions were measured at any share below all: {PARTLY}."
         lines += arms.rewritten(label, calibrator, "top", colour)
-    lines += arms.ablation("mean", "top", GREY)
+    lines += arms.ablation("mean", "top", GREY) or arms.ablation("mean", "sampled", GREY)
     return _figure(arms, "p2-3", "What normalisation is aimed at", lines, "Best-scoring latents first.")
 
 
@@ -143,7 +143,7 @@ def _by_share(run: Run, name: str, title: str, kind: re.Pattern[str], floor: str
 
 
 def _figure(arms: "_Arms", name: str, title: str, lines: Sequence[Line], about: str) -> Figure:
-    highest = max(point.high for line in lines if line.colour == GREY for point in line.points)
+    highest = max((point.high for line in lines if line.colour == GREY for point in line.points), default=0.0)
     whole = max(point.high for line in lines for point in line.points)
     lowest = min(0.0, *(point.low for line in lines for point in line.points))
     top = min(whole, TOO_HIGH * highest) if highest > 0 else whole

@@ -101,6 +101,16 @@ tbody th.group { padding-top: 1rem; color: var(--muted); font-size: 0.82rem; bor
 tr.quoted th, tr.quoted td { background: color-mix(in srgb, var(--blue) 9%, transparent); }
 tr.quoted th { box-shadow: -0.6rem 0 0 color-mix(in srgb, var(--blue) 9%, transparent); font-weight: 650; }
 
+.statistics th.n { white-space: normal; min-width: 4.6rem; }
+.statistics tbody th, .ladder tbody th { min-width: 9.5rem; }
+.papers td:last-child { color: var(--soft); }
+.more { margin: 1rem 0 1.6rem; }
+.more > summary { cursor: pointer; color: var(--link); font-size: 0.92rem; }
+.protocol { border-left: 3px solid var(--orange); background: var(--card); padding: 0.9rem 1.1rem 0.5rem;
+  margin: 1.4rem 0 0; border-radius: 0 6px 6px 0; max-width: 46rem; font-size: 0.94rem; }
+.protocol p { margin-bottom: 0.5rem; }
+.probe + .probe { margin-top: 2.4rem; }
+
 .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 2.4rem 2.2rem; margin-top: 1.4rem; }
 .figures figure { margin: 0; min-width: 0; }
 .figures figure.wide { grid-column: 1 / -1; }

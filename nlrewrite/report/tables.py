@@ -103,6 +103,20 @@ def _gap_interval(row: Row) -> Markup | None:
     return el("small", percent_interval(low, high)) if low != high else None
 
 
+def _named(row: Row) -> Markup:
+    """The arm's name, with what it is where that is not the same for all of the name."""
+    name, about = wording.arm_name(row)
+    return el(
+        "th",
+        name,
+        el("small", about) if about != wording.arm_name({"arm": row["arm"]} | PLAIN)[1] else None,
+        scope="row",
+    )
+
+
+PLAIN: Row = {"explanation": "", "topk": "none", "selection": "all", "eviction_rate": 0.0}
+
+
 def _calibrator(row: Row) -> Markup:
     name = str(row["calibrator"] or MISSING)
     return el("td", name, title=wording.calibrator(name) or None)
@@ -111,7 +125,7 @@ def _calibrator(row: Row) -> Markup:
 STATISTICS = (
     Column("Arm"),
     Column("Calibrator"),
-    Column("Loss over mean ablation", True),
+    Column("Over mean ablation", True),
     Column("Windows won", True),
     Column("Trimmed mean", True),
     Column("Median", True),
@@ -126,17 +140,19 @@ def statistics(rows: Sequence[Row], words: str, quoted: Row) -> Markup:
     """What stands beside the means: how often, how evenly, how far from the coder, and how many windows it takes."""
     body = [_statistics(each, each is quoted) for each in rows if each["arm"] != "original"]
     about = (
-        ": against mean ablation of the same latents, window by window. Added loss over the original as a mean without "
-        "the tenths at either end, as a median and as a 95th percentile of windows; the KL counts the simulation alone."
+        ": loss over mean ablation of the same latents, and the share of windows with less of it. Added loss over the "
+        "original as the mean without a tenth of the windows at either end, as median and as 95th percentile of "
+        "windows. KL to the coder counts the simulation alone; the first token is the likeliest one; last, the windows "
+        "that it takes to tell the arm from mean ablation in four of five tries."
     )
-    return table([el("strong", f"{words}: beside the means"), about], STATISTICS, body, f"{words}: beside the means")
+    caption = [el("strong", f"{words}: beside the means"), about]
+    return table(caption, STATISTICS, body, f"{words}: beside the means", class_="statistics")
 
 
 def _statistics(row: Row, quoted: bool) -> Markup:
-    name, about = wording.arm_name(row)
     needed = row["contexts_to_detect"]
     cells = [
-        el("th", name, el("small", about), scope="row"),
+        _named(row),
         _calibrator(row),
         el("td", number(row["over_mean"]), _interval(row, "over_mean"), class_="n"),
         el(
@@ -167,11 +183,10 @@ def curves(found: Sequence[Mapping[str, Any]], words: str) -> Markup:
     """One row per arm and selection: the area between its curve and mean ablation's, and a bound on all shares."""
     body = []
     for each in found:
-        name, about = wording.arm_name({**each, "eviction_rate": 0.0, "n_latents": 0})
         area, share = each["area"], each["area_share"]
         drawn = f", {each['n_subsets']} draws" if each["n_subsets"] > 1 else ""
         cells = [
-            el("th", name, el("small", about), scope="row"),
+            _named({**each, "eviction_rate": 0.0, "n_latents": 0}),
             _calibrator(dict(each)),
             el("td", SELECTED.get(str(each["selection"]), str(each["selection"])) + drawn),
             el("td", number(area["mean"]), el("small", f"[{number(area['low'])}, {number(area['high'])}]"), class_="n"),
@@ -192,7 +207,8 @@ def curves(found: Sequence[Mapping[str, Any]], words: str) -> Markup:
         "one-sided 95% bound on its loss over mean ablation that holds for all shares together: below 0 it is better "
         "at every share."
     )
-    return table([el("strong", f"{words}: over all shares"), about_all], CURVES, body, f"{words}: over all shares")
+    caption = [el("strong", f"{words}: over all shares"), about_all]
+    return table(caption, CURVES, body, f"{words}: over all shares", class_="statistics")
 
 
 SELECTED = {"top": "best score first", "sampled": "at random", "gain": "largest held-out gain first"}

@@ -106,7 +106,10 @@ def percent_interval(low: float | None, high: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    return MISSING if value is None else f"{value:.{digits}f}".replace("-", "−")
+    if value is None:
+        return MISSING
+    written = f"{value:.{digits}f}"
+    return written.replace("-", "" if float(written) == 0 else "−")
 
 
 def count(value: int) -> str:
