@@ -18,7 +18,8 @@ What happens to a prediction, in this order:
 | 7    | decoder               | its rows, or the calibrator's own where it was refitted ("retuned"); bias, skip term |
 | 8    | patch                 | at all positions or at each context's last one; every other keeps the model's output |
 
-All policies are measured with all latents. With parts of them the first one is, and "mixed" wherever it is asked for.
+All policies are measured with all latents. With parts of them the first one is, and "mixed" wherever it is asked for:
+with the chosen calibrator, and under a published protocol with every one.
 """
 
 from collections.abc import Iterator

@@ -67,7 +67,8 @@ def gather(
     earlier = seen["calibrate"].truth.extra_PL
     known = Statistics(read(inputs["explain"]), earlier, np.zeros(len(seen["calibrate"].where)), latents, seed=0)
     peeking = aimed_at(known.known_of(None), active, latents)
-    for name in [ON_PROMPT_CALIBRATOR, *calibrators]:
+    ours = [ON_PROMPT_CALIBRATOR] if spec.protocol == "ours" else []  # a published protocol has its own
+    for name in [*ours, *calibrators]:
         if methods.method(methods.parse(name)).target == "on-prompt":
             together = np.zeros(count, dtype=np.int64)
             calibrators[name] = fit(name, spoken, truth.extra_PL, peeking, together, dec_LE=dec_LE)
