@@ -97,7 +97,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 def held_up(evidence: "Evidence") -> HeldUp:
     """Predictions of each fold from the others, against what was true there."""
-    _, fold_S = np.unique(_two_at_least(evidence.fold), return_inverse=True)
+    _, fold_S = np.unique(two_folds_at_least(evidence.fold), return_inverse=True)
     folds = range(int(fold_S.max()) + 1)
     active = np.stack([evidence.active[:, fold_S == fold].sum(1, dtype=np.float64) for fold in folds], axis=1)
     total = np.stack([evidence.total[:, fold_S == fold].sum(1, dtype=np.float64) for fold in folds], axis=1)
@@ -164,7 +164,7 @@ def _against(line: Line, mean: float, held: Scored, size: float) -> tuple[np.nda
     return weighted.sum(), ahead @ (held.total - held.weight * mean), weighted @ predicted * size
 
 
-def _two_at_least(fold_S: np.ndarray) -> np.ndarray:
+def two_folds_at_least(fold_S: np.ndarray) -> np.ndarray:
     """The folds; a single one is halved in the order of its cases, which is that of documents."""
     if (fold_S == fold_S[0]).all():
         return (np.arange(len(fold_S)) >= len(fold_S) / 2).astype(np.int64)

@@ -1,7 +1,9 @@
-"""The baselines that need no language: a latent's mean value given the token, and given the last two tokens.
+"""The baselines that need no language: a latent's mean, and its mean given the token or the last two tokens.
 
-In: true activations of the splits that may be fitted on. Out: lookup tables for any positions. Invariant: a key never
-seen falls back on the coarser one, and how strongly a seen one does is chosen by predicting one split from the other.
+In: true activations of the splits that may be fitted on, and the tokens there. Out: means, and lookup tables for any
+positions: the calibrators `mean`, `token-mean` and `bigram-mean`. They are no simulators: they read no sentence and use
+tokens and activations alone, so they say what a simulator has to beat. Invariant: a key never seen falls back on the
+coarser one, and how strongly a seen one does is chosen by predicting one split from the other.
 """
 
 from collections.abc import Sequence
@@ -22,6 +24,17 @@ class Seen:
 
     where: Positions
     truth: Codes
+
+
+def mean_over_tokens(fitted: Sequence[Seen]) -> np.ndarray:
+    """Mean activation of each latent over all positions: what mean ablation writes. [L]"""
+    return _total(fitted) / max(sum(len(seen.where) for seen in fitted), 1)
+
+
+def mean_over_firing_tokens(fitted: Sequence[Seen]) -> np.ndarray:
+    """Mean activation of each latent over the positions where it is active; 0 for one that never is. [L]"""
+    often = np.sum([np.asarray((seen.truth.extra_PL > 0).sum(0)).ravel() for seen in fitted], axis=0)
+    return _total(fitted) / np.maximum(often, 1)
 
 
 def token_lookup(fitted: Sequence[Seen], where: Positions, vocabulary: int, strength: float) -> Lookup:
@@ -66,6 +79,10 @@ def sum_rows(fitted: Sequence[Seen], key: np.ndarray, keys: int) -> sparse.csr_m
     ones = np.ones(len(key), dtype=np.float32)
     gather = sparse.csr_matrix((ones, (key, np.arange(len(key)))), shape=(keys, len(key)))
     return sparse.csr_matrix(gather @ truth)
+
+
+def _total(fitted: Sequence[Seen]) -> np.ndarray:
+    return np.sum([np.asarray(seen.truth.extra_PL.sum(0, dtype=np.float64)).ravel() for seen in fitted], axis=0)
 
 
 def _token_table(fitted: Sequence[Seen], vocabulary: int, strength: float) -> np.ndarray:

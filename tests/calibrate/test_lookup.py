@@ -41,6 +41,14 @@ def by_bigram(before: int, token: int, strength: float, token_strength: float) -
     return (rows.sum(0) + strength * by_token(token, token_strength)) / (len(rows) + strength)
 
 
+def test_means_over_all_positions_and_over_those_where_a_latent_is_active() -> None:
+    every, firing = lookup.mean_over_tokens(FITTED), lookup.mean_over_firing_tokens(FITTED)
+    assert every == pytest.approx(TRUTH.mean(0), rel=1e-6)
+    assert firing == pytest.approx([column[column > 0].mean() for column in TRUTH.T], rel=1e-6)
+    silent = Seen(FITTED[0].where, Codes(np.zeros(3), sparse.csr_matrix((len(FITTED[0].where), 3))))
+    assert lookup.mean_over_tokens([silent]).tolist() == lookup.mean_over_firing_tokens([silent]).tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("strength", [0.25, 8.0])
 def test_a_token_gets_the_mean_seen_with_it_drawn_towards_the_overall_mean(strength: float) -> None:
     found = lookup.token_lookup(FITTED, WHERE, VOCABULARY, strength)
