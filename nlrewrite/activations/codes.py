@@ -55,6 +55,25 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class Retuned:
+    """Values that write through a decoder of their own: mean @ dec + (value - mean) @ own.
+
+    Of latents whose rows of `dec` are zero nothing is written, as in every other form.
+    """
+
+    values: Values
+    mean_L: np.ndarray
+    decoder_LE: np.ndarray
+
+    def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
+        own = self.decoder_LE * dec_LE.any(1, keepdims=True)
+        return self.values.output(rows, own) + self.mean_L @ (dec_LE - own)
+
+    def dense(self, rows: np.ndarray) -> np.ndarray:
+        return self.values.dense(rows)
+
+
+@dataclass(frozen=True)
 class Lookup:
     """Values that depend on a key of each position alone: row `key_P` of a table, which may be a product of tables.
 

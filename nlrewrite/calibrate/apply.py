@@ -10,15 +10,16 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-from nlrewrite.activations.codes import Codes, Dense, Values
+from nlrewrite.activations.codes import Codes, Dense, Retuned, Values
 from nlrewrite.calibrate.fitted import DIGIT_MAPS, Fitted
 from nlrewrite.calibrate.pairing import level_answers
 from nlrewrite.simulate.said import Answers, Said, Spoken, answers, blocks, centre
 
 
 def values(fitted: Fitted, said: Said) -> Values:
-    """The form that costs less."""
-    return codes(fitted, said) if isinstance(said, Spoken) and not fitted.reading.centred else dense(fitted, said)
+    """The form that costs less; with the calibrator's own decoder, if it has one."""
+    found = codes(fitted, said) if isinstance(said, Spoken) and not fitted.reading.centred else dense(fitted, said)
+    return found if fitted.decoder_LE is None else Retuned(found, fitted.mean, fitted.decoder_LE)
 
 
 def table(fitted: Fitted, said: Spoken) -> np.ndarray:
@@ -52,14 +53,14 @@ def dense(fitted: Fitted, said: Said) -> Dense:
 
 def written(fitted: Fitted, said: Said, dec_LE: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
     """What all latents write at each context (or at `rows`): [P, E]; by the calibrator's own decoder, if it has one."""
-    decoder = dec_LE if fitted.decoder_LE is None else fitted.decoder_LE
     rows = np.arange(said.contexts) if rows is None else rows
     if isinstance(said, Spoken) and not fitted.reading.centred:
-        return np.asarray(codes(fitted, said).output(rows, decoder), dtype=np.float32)
+        return np.asarray(values(fitted, said).output(rows, dec_LE), dtype=np.float32)
+    decoder = dec_LE if fitted.decoder_LE is None else fitted.decoder_LE
     total = np.zeros((len(rows), decoder.shape[1]), dtype=np.float32)
     for block, predicted in predictions(fitted, said, rows):
         total += predicted.T @ decoder[block]
-    return total
+    return total if fitted.decoder_LE is None else total + (fitted.mean @ (dec_LE - decoder)).astype(np.float32)
 
 
 def predictions(fitted: Fitted, said: Said, rows: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:

@@ -4,11 +4,12 @@ In: what was said and the true activations of the calibrate split, the coder's d
 activations as the corpus that quantile maps carry predictions onto. Out: `Fitted` calibrators and their cross-fitted
 errors; as files, those of `stored.py`. Invariant: memory follows the block, not the latents; a latent that is not
 explained has its mean from every calibrator; nothing that is held out is seen by a fit, nor by what is known; and the
-choice sees no report document, and is not offered what peeks there, what needs no simulator (`token-mean`,
-`bigram-mean`: baselines) or what changes the coder's decoder (`+refit`: "retuned").
+choice sees no report document, and is not offered what peeks there or changes the coder's decoder (`+refit`:
+"retuned"). Lookups by token are baselines, no calibrators of what was said, and never chosen either.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from nlrewrite.activations.codes import true_codes
+from nlrewrite.activations.codes import Values, true_codes
 from nlrewrite.activations.pairs import read
 from nlrewrite.artifacts import Folder
-from nlrewrite.calibrate import apply, gain, methods
+from nlrewrite.calibrate import apply, gain, methods, refit
 from nlrewrite.calibrate.evidence import Evidence, Known
 from nlrewrite.calibrate.fitted import SHARED, Fitted, Part
 from nlrewrite.calibrate.known import KnownOf, Statistics
@@ -51,7 +52,7 @@ def build(spec: CalibrateSpec, inputs: dict[str, Folder], out: Path, running: "R
     if not any(methods.may_be_chosen(name) for name in names):
         raise SettingError(
             f"calibrate.calibrators needs one that may be chosen before the report split is looked at: "
-            f"{', '.join(spec.calibrators)} peek there, need no simulator or change the decoder. "
+            f"{', '.join(spec.calibrators)} peek there or change the decoder. "
             f"Add hurdle to --set calibrate.calibrators"
         )
     coder = topk.read(inputs["coder"])
@@ -179,7 +180,26 @@ def _output_gain(
 
 
 def _refitted(fitted: Fitted, pairing: Pairing, dec_LE: np.ndarray, without: tuple[int, ...]) -> Fitted:
-    raise NotImplementedError
+    """`fitted` with a decoder of its own, fitted on the same contexts."""
+    rows = np.flatnonzero(~np.isin(pairing.folds_P, without))
+    predicted = _At(apply.values(fitted, pairing.said), rows)
+    found = refit.fit(predicted, fitted.mean, pairing.truth_PL[rows], dec_LE, pairing.folds_P[rows])
+    notes = {**fitted.notes, "refit": {"gamma": found.gamma, "strength": found.strength}}
+    return replace(fitted, decoder_LE=found.decoder_LE, notes=notes)
+
+
+@dataclass(frozen=True)
+class _At:
+    """Values at some positions alone."""
+
+    values: Values
+    chosen: np.ndarray
+
+    def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
+        return self.values.output(self.chosen[rows], dec_LE)
+
+    def dense(self, rows: np.ndarray) -> np.ndarray:
+        return self.values.dense(self.chosen[rows])
 
 
 def _given(name: str, dec_LE: np.ndarray | None) -> np.ndarray:

@@ -13,7 +13,7 @@ the predictions: "retuned"). Invariant: the name says all that a fit depends on 
 | paired                | what is said and what was true, context by context                                        |
 | test marginals        | marginals of the very contexts that it is measured on: it peeks                           |
 | outputs               | paired, and what the latents write together                                               |
-| tokens and activations | the tokens, and no simulator: a baseline                                                 |
+| tokens and activations | the tokens, and no simulator: baselines, which are arms of every evaluation              |
 """
 
 import re
@@ -24,7 +24,7 @@ from typing import Literal
 
 import numpy as np
 
-from nlrewrite.calibrate import hurdle, isotonic, levels, logistic, quantile
+from nlrewrite.calibrate import digit_values, hurdle, isotonic, levels, logistic, quantile
 from nlrewrite.calibrate.evidence import Evidence, Known
 from nlrewrite.calibrate.fitted import Part
 from nlrewrite.errors import SettingError
@@ -36,7 +36,8 @@ Fit = Callable[[Evidence, Known, Shared], Part]
 Target = Literal["corpus", "tenth", "on-prompt"]
 
 ON_PROMPT = "-on-prompt"
-LOOKUPS = ("token-mean", "bigram-mean")
+LOOKUPS = {"token-mean": "token_lookup", "bigram-mean": "bigram_lookup"}
+"""Baselines that read the tokens and no answer, and the arms of every evaluation that measure them."""
 TARGETS: dict[str, Target] = {"": "corpus", "-tenth": "tenth", ON_PROMPT: "on-prompt"}
 """By what a quantile map's name ends in."""
 READINGS = {
@@ -82,6 +83,11 @@ class Name:
 
 
 def parse(name: str) -> Name:
+    if name in LOOKUPS:
+        raise SettingError(
+            f"{name} reads tokens and no answers, and is no calibrator of them: every evaluation measures it as the "
+            f"arm {LOOKUPS[name]}. Leave it out of --set calibrate.calibrators"
+        )
     found = re.fullmatch(r"(?P<base>[^@+]+)(@(?P<number>[^@+]+))?(?P<after>(\+[^@+]+)*)", name)
     after = found["after"].split("+")[1:] if found else []
     if (
@@ -118,8 +124,8 @@ def information(name: Name) -> str:
 
 
 def may_be_chosen(name: Name) -> bool:
-    """Whether it can become the default: not what peeks, needs no simulator, or changes the coder."""
-    return method(name).target != "on-prompt" and name.base not in LOOKUPS and not name.refit
+    """Whether it can become the default: not what peeks, nor what changes the coder."""
+    return method(name).target != "on-prompt" and not name.refit
 
 
 def _mean(evidence: Evidence, known: Known, shared: Shared) -> Part:
@@ -154,6 +160,7 @@ METHODS: dict[str, Method] = {
     "beta": Method("paired", logistic.beta, number="log-odds"),
     "isotonic": Method("paired", isotonic.fit),
     "isotonic-shrunk": Method("paired", isotonic.fit_shrunk, isotonic.share),
+    "digit-values": Method("paired", digit_values.fit, digit_values.share, digits=True),
     "hurdle-none": Method("paired", hurdle.fit("none")),
     "hurdle": Method("paired", hurdle.fit("partial"), hurdle.share("partial")),
     "hurdle-full": Method("paired", hurdle.fit("full"), hurdle.share("full")),

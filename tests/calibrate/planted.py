@@ -1,6 +1,7 @@
 """Latents whose levels inform, or not, about their activations; and as dense arrays what the cells count."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import sparse
@@ -26,7 +27,7 @@ class Planted:
     def spoken(self) -> Spoken:
         return Spoken(self.simulated, len(self.folds_P))
 
-    @property
+    @cached_property
     def statistics(self) -> Statistics:
         latents = self.truth_PL.shape[1]
         every = np.tile(np.arange(latents, dtype=np.int32), (len(self.folds_P), 1))
