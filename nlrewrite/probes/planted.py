@@ -134,6 +134,8 @@ class Losses:
     """Cross-entropy of a token drawn from the model as it is."""
     square_P: np.ndarray
     """Squared error of the activations themselves."""
+    written_P: np.ndarray
+    """Squared error of what they write."""
 
     def ratio(self, other: "Losses") -> float:
         """KL divided by another replacement's."""
@@ -142,6 +144,9 @@ class Losses:
     def square_ratio(self, other: "Losses") -> float:
         return float(self.square_P.mean() / other.square_P.mean())
 
+    def written_ratio(self, other: "Losses") -> float:
+        return float(self.written_P.mean() / other.written_P.mean())
+
 
 class Report:
     """Contexts on which replacements are measured."""
@@ -149,7 +154,8 @@ class Report:
     def __init__(self, model: Model, truth_PL: sparse.csr_matrix) -> None:
         self.model, self.truth_PL = model, truth_PL
         self.truth = truth_PL.toarray()
-        self._log_p = model.log_probabilities("report", truth_PL @ model.dec_LE)
+        self._written = np.asarray(truth_PL @ model.dec_LE)
+        self._log_p = model.log_probabilities("report", self._written)
         draws = generator(model.seed, "planted", "labels").random((len(self.truth), 1))
         self._label_P = np.minimum((np.exp(self._log_p).cumsum(1) < draws).sum(1), self._log_p.shape[1] - 1)
 
@@ -160,11 +166,13 @@ class Report:
     def losses(self, values_PL: np.ndarray) -> Losses:
         """Of these activations, [P, L] or the same everywhere, [L]."""
         values = np.broadcast_to(values_PL, self.truth.shape)
-        log_q = self.model.log_probabilities("report", values @ self.model.dec_LE)
+        written = values @ self.model.dec_LE
+        log_q = self.model.log_probabilities("report", written)
         return Losses(
             (np.exp(self._log_p) * (self._log_p - log_q)).sum(1),
             -np.take_along_axis(log_q, self._label_P[:, None], axis=1)[:, 0],
             np.square(values - self.truth, dtype=np.float64).sum(1),
+            np.square(written - self._written, dtype=np.float64).sum(1),
         )
 
     def mean_ablation(self, replaced: np.ndarray | None = None) -> Losses:

@@ -1,6 +1,6 @@
 """The tables of the planted model: what every calibrator makes of the same simulator, at full size.
 
-In: a `Setting`. Out: rows with the ratio of KL and of squared error to mean ablation of the same latents, and the
+In: a `Setting`. Out: rows with the ratio of KL and of squared errors to mean ablation of the same latents, and the
 standard error of the paired difference of KL in nats. Invariant: all rows of a setting share model, simulator, contexts
 and the calibrators that a rewriting uses; rows that no calibrator stands for (a straight line, a known slope, as many
 active latents as there are) are made here.
@@ -71,8 +71,10 @@ class Row:
     topk: str
     kl: float
     """KL to the original, divided by that of mean ablation of the same latents."""
+    written: float
+    """Squared error of what the latents write, divided likewise."""
     squared: float
-    """Squared error of the activations, divided likewise."""
+    """Squared error of the activations themselves, divided likewise."""
     error: float
     """Standard error of the mean paired difference of KL, in nats."""
     order: str = "all"
@@ -248,9 +250,10 @@ def _orders(bench: Bench, fitted: Fitted) -> dict[str, np.ndarray]:
     return {"random": drawn, "best d'": np.argsort(-bench.heard.d_primes()), "best gain": np.argsort(wrong)}
 
 
-def _against(found: Losses, mean: Losses) -> tuple[float, float, float]:
+def _against(found: Losses, mean: Losses) -> tuple[float, float, float, float]:
     difference = found.kl_P - mean.kl_P
-    return found.ratio(mean), found.square_ratio(mean), float(difference.std(ddof=1) / np.sqrt(len(difference)))
+    error = float(difference.std(ddof=1) / np.sqrt(len(difference)))
+    return found.ratio(mean), found.written_ratio(mean), found.square_ratio(mean), error
 
 
 def _folds(contexts: int, seed: int) -> np.ndarray:

@@ -47,9 +47,15 @@ def test_what_is_known_is_what_there_is() -> None:
 
 def test_nothing_replaced_costs_nothing_and_cross_entropy_rises_by_the_divergence() -> None:
     itself = REPORT.losses(REPORT.truth)
-    assert np.abs(itself.kl_P).max() < 1e-6 and itself.square_P.max() == 0
+    assert np.abs(itself.kl_P).max() < 1e-6 and itself.square_P.max() == 0 and itself.written_P.max() < 1e-9
     assert MEAN.kl_P.min() > -1e-9
     close(MEAN.ce_P - itself.ce_P - MEAN.kl_P, 0.0)
+
+
+def test_what_is_written_is_wrong_by_the_errors_of_directions_that_hardly_overlap() -> None:
+    wrong = (MODEL.known.mean - REPORT.truth) @ MODEL.dec_LE
+    assert MEAN.written_P == pytest.approx(np.square(wrong).sum(1), rel=1e-3)
+    assert MEAN.written_P.mean() == pytest.approx(MEAN.square_P.mean(), rel=0.1)
 
 
 def test_zero_ablation_is_nearly_mean_ablation() -> None:
