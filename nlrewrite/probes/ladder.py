@@ -1,0 +1,379 @@
+"""The ladder: from the published protocol to ours, one change a row, and what each change does to the result.
+
+In: a subject, its coder, what the rules said, and oracles of the AUCs of `LadderSpec` that answer as language models
+do: digits of a skewed scale, part of the probability on words that are no digits, a mood per context, and now and then
+no answer. Out: `rows.parquet`, a row for each simulator, fraction and rung, and `summary.json`. Invariant: a rung
+differs from the one before it in one thing; its effect is measured on the same windows and the same latents; a thing
+that cannot matter for a simulator is in the table all the same, with an effect of 0 and the reason.
+
+Subsets of latents are drawn for every window anew, as published; the mean ablation of the first rungs has other subsets
+than the rewriting that it is compared with. An effect is the change of (rewriting - mean ablation), in nats.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+from scipy.special import expit
+
+from nlrewrite.artifacts import Folder
+from nlrewrite.calibrate import apply
+from nlrewrite.calibrate.cases import restricted
+from nlrewrite.calibrate.fitted import Fitted
+from nlrewrite.probes import panel
+from nlrewrite.probes.heard import Heard
+from nlrewrite.probes.panel import Chosen, Panel, Upstream
+from nlrewrite.seeds import derive, generator
+from nlrewrite.simulate import rules
+from nlrewrite.simulate.oracle import Manner, Oracle, Scored, oracle
+from nlrewrite.simulate.said import Said, Spoken, answers
+from nlrewrite.specs import LadderSpec
+
+if TYPE_CHECKING:
+    from nlrewrite.steps import Running
+
+Predictions = Iterator[tuple[slice, np.ndarray]]
+
+MOOD = 0.5
+"""Standard deviation of what an oracle adds to all its answers in a context; its AUC is the one within a context."""
+MANNER = Manner(mass=0.9, renormalised=False, failed=0.01)
+NO_EFFECT = {"effect": 0.0, "effect_low": 0.0, "effect_high": 0.0}
+KEPT = 0.95
+"""Share of a latent's activations that a gate is expected to pass: where one pseudo-activation goes."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One row of the ladder, before it is measured."""
+
+    name: str
+    change: str
+    values: str
+    """Which predictions."""
+    mixed: bool = False
+    """TopK over predicted and true values together."""
+    matched: bool = True
+    """Mean ablation of the same latents."""
+    paired: bool = True
+
+
+RUNGS = (
+    Rung("published", "the published program", "published", mixed=True, matched=False, paired=False),
+    Rung("missing", "a failed answer is missing, not the maximum", "missing", True, False, False),
+    Rung("nine", "an expected 9 is a 9, not a 0", "nine", True, False, False),
+    Rung("renormalised", "the digits' probabilities add up to one", "renormalised", True, False, False),
+    Rung("quantile-7", "quantile normalisation, type 7", "quantile-7", True, False, False),
+    Rung("quantile-6", "quantile normalisation, type 6", "quantile-6", True, False, False),
+    Rung("no TopK", "no TopK over predicted and true values", "quantile-6", False, False, False),
+    Rung("matched", "mean ablation of the same latents", "quantile-6", False, True, False),
+    Rung("paired", "intervals of paired differences", "quantile-6"),
+    Rung("conditional mean", "the conditional mean (hurdle)", "hurdle@expected"),
+    Rung("log-odds", "the log-odds of a digit above 0, not its mean", "hurdle"),
+    Rung("centred", "less the mean over latents of each context", "hurdle@centred"),
+    Rung("gate", "only on tokens that the latent's gate names", "gate"),
+    Rung("output gain", "one gain, fitted to what the latents write", "gain"),
+)
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """A simulator on both splits; on the calibrate split without failures, for those would be left out of a fit."""
+
+    name: str
+    on_calibrate: Oracle | Spoken
+    on_report: Oracle | Spoken
+    loose: "Heard | None" = None
+    """Its expected digits on the report split before they are renormalised."""
+    auc: float | None = None
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What the gates let pass, as simulations of level 0 and 1."""
+
+    on_calibrate: Said
+    on_report: Said
+
+
+def build(spec: LadderSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
+    up = panel.read(inputs, running)
+    chosen = panel.chosen(up.calibrate, panel.CONTEXTS, spec.seed)
+    gates = _gates(inputs, up, chosen)
+    simulators = [rules_of(inputs, up, chosen), *(oracle_of(up, chosen, auc, spec.seed) for auc in spec.aucs)]
+    table: list[dict[str, Any]] = []
+    with running.progress.stage("ladder", len(simulators)) as advance:
+        for simulator in simulators:
+            table += rows(spec, up, chosen, simulator, gates, running)
+            advance(1, simulator.name)
+    summary = {
+        "contexts": len(chosen.rows),
+        "rate": float(up.known.rate.mean()),
+        "oracles": {"mood": MOOD, "mass": MANNER.mass, "failed": MANNER.failed, "threshold": MANNER.threshold},
+        "gates": gates is not None,
+        "rungs": [rung.change for rung in RUNGS if gates is not None or rung.name != "gate"],
+        "losers": _harmful(table),
+    }
+    panel.write(out, table, summary)
+
+
+def rules_of(inputs: dict[str, Folder], up: Upstream, chosen: Chosen) -> Simulator:
+    return Simulator("rules", *_spoken(inputs, up, chosen, "on-calibrate", "simulation"))
+
+
+def _spoken(
+    inputs: dict[str, Folder], up: Upstream, chosen: Chosen, on_calibrate: str, on_report: str
+) -> tuple[Spoken, Spoken]:
+    """Simulations by rules or gates, on the chosen contexts of the calibrate split and on the report split."""
+    whole = Spoken(rules.read(inputs[on_calibrate]), up.calibrate.count)
+    part = restricted(whole, chosen.rows)
+    assert isinstance(part, Spoken)
+    return part, Spoken(rules.read(inputs[on_report]), up.report.count)
+
+
+def oracle_of(up: Upstream, chosen: Chosen, auc: float, seed: int) -> Simulator:
+    seed = derive(seed, "ladder", f"{auc:g}") >> 31
+    knows, magnitude = Scored.of_auc(auc, tau=MOOD), up.known.magnitude
+    complete = replace(MANNER, failed=0.0, renormalised=True)
+    on_calibrate = oracle(chosen.truth_SL, magnitude, knows, complete, seed=seed, split="calibrate")
+    on_report = oracle(up.report.truth_PL, magnitude, knows, MANNER, seed=seed, split="report")
+    renormalised = replace(on_report, manner=replace(MANNER, renormalised=True))
+    return Simulator(f"oracle {auc:g}", on_calibrate, renormalised, Heard(on_report, "expected"), auc)
+
+
+def _gates(inputs: dict[str, Folder], up: Upstream, chosen: Chosen) -> Gates | None:
+    if "simulation-gate" not in inputs:
+        return None
+    return Gates(*_spoken(inputs, up, chosen, "on-calibrate-gate", "simulation-gate"))
+
+
+def rows(
+    spec: LadderSpec, up: Upstream, chosen: Chosen, simulator: Simulator, gates: Gates | None, running: "Running"
+) -> list[dict[str, Any]]:
+    """The ladder of one simulator at every fraction."""
+    subsets = {
+        fraction: tuple(
+            drawn(len(up.report.windows), up.latents, fraction, spec.seed, arm) for arm in ("same", "other")
+        )
+        for fraction in spec.fractions
+    }
+    rungs = [rung for rung in RUNGS if gates is not None or rung.name != "gate"]
+    measured = Panel(up, running.progress)
+    measured.add("original", None)
+    measured.add("coder", panel.constant(up.mean_L, up.report.truth_PL, up.dec_LE, np.zeros(up.latents, dtype=bool)))
+    mean_PL = np.broadcast_to(up.mean_L.astype(np.float32), (up.report.count, up.latents))
+    for fraction, (same, other) in subsets.items():
+        for name, subset in (("mean", same), ("mean of others", other)):
+            measured.add(f"{fraction:g} {name}", mixed(mean_PL, up, subset).written)
+    evicted: dict[tuple[float, str, bool], float] = {}
+    for values, predicted in _all_values(up, chosen, simulator, gates):
+        values_PL = panel.dense(predicted, up.report.count, up.latents)
+        for fraction, (same, _) in subsets.items():
+            for with_topk in sorted({rung.mixed for rung in rungs if rung.values == values}):
+                found = mixed(values_PL, up, same, up.coder.k if with_topk else None)
+                evicted[fraction, values, with_topk] = found.evicted
+                measured.add(f"{fraction:g} {values}{' mixed' if with_topk else ''}", found.written)
+        del values_PL
+    figures = measured.measured(spec.resamples, spec.seed)
+    table = []
+    for fraction in spec.fractions:
+        before: tuple[str, str] | None = None
+        for place, rung in enumerate(rungs):
+            arm = f"{fraction:g} {rung.values}{' mixed' if rung.mixed else ''}"
+            floor = f"{fraction:g} {'mean' if rung.matched else 'mean of others'}"
+            above = figures.added(arm, floor) if rung.paired else figures.unpaired(arm, floor)
+            same = before == (arm, floor)
+            effect = figures.change(arm, floor, *before) if before is not None and not same else None
+            table.append(
+                {
+                    "simulator": simulator.name,
+                    "auc": simulator.auc,
+                    "fraction": fraction,
+                    "rung": place,
+                    "name": rung.name,
+                    "change": rung.change,
+                    **panel.columns("delta_ce", figures.added(arm, "original")),
+                    **panel.columns("kl", figures.divergence(arm)),
+                    **panel.columns("gap_closed", figures.gap(arm, floor, "coder")),
+                    **panel.columns("above_mean", above),
+                    "above_mean_error": (above.high - above.low) / 2,
+                    **(panel.columns("effect", effect) if effect else NO_EFFECT),
+                    "evicted": evicted.get((fraction, rung.values, rung.mixed), 0.0),
+                    "note": why_nothing(rung, simulator, fraction),
+                }
+            )
+            before = (arm, floor)
+    return table
+
+
+def _all_values(
+    up: Upstream, chosen: Chosen, simulator: Simulator, gates: Gates | None
+) -> Iterator[tuple[str, Predictions]]:
+    """All predictions that the rungs need, one after the other."""
+    digits = Heard(simulator.on_report, "expected")
+    largest_L, mean_L = up.known.largest, up.mean_L
+    loose = simulator.loose or digits
+    yield "published", raw(loose, largest_L, mean_L, failed="largest", nine=False)
+    yield "missing", raw(loose, largest_L, mean_L, nine=False)
+    yield "nine", raw(loose, largest_L, mean_L)
+    yield "renormalised", raw(digits, largest_L, mean_L)
+
+    on_digits = Heard(simulator.on_calibrate, "expected")
+
+    for name in ("quantile-7", "quantile-6"):
+        yield name, apply.predictions(up.fit(name, on_digits, chosen), digits)
+    yield "hurdle@expected", apply.predictions(up.fit("hurdle", on_digits, chosen), digits)
+    on_odds, odds = Heard(simulator.on_calibrate, "log-odds"), Heard(simulator.on_report, "log-odds")
+    yield "hurdle", apply.predictions(up.fit("hurdle", on_odds, chosen), odds)
+    last = up.fit("hurdle@centred", on_odds, chosen)
+    yield "hurdle@centred", apply.predictions(last, odds)
+
+    def final(said: Said, passing: Said | None) -> Predictions:
+        return gated(behind, said, passing) if passing and behind else apply.predictions(last, said)
+
+    behind = behind_gate(last, on_odds, gates.on_calibrate, chosen.truth_SL) if gates else None
+    if gates is not None:
+        yield "gate", final(odds, gates.on_report)
+    gain = output_gain(final(on_odds, gates and gates.on_calibrate), mean_L, chosen.truth_SL, up.dec_LE)
+    yield "gain", drawn_in(final(odds, gates and gates.on_report), mean_L, gain)
+
+
+def why_nothing(rung: Rung, simulator: Simulator, fraction: float) -> str:
+    """Why a change cannot matter here; empty if it can."""
+    if rung.name == "paired":
+        return "the interval alone changes"
+    if rung.name == "matched" and fraction == 1:
+        return "all latents are replaced, so that there are no others"
+    if simulator.name == "rules" and rung.name in ("missing", "renormalised"):
+        return "a reader of rules always answers, and its digits add up to one"
+    if rung.name == "nine":
+        return "it takes certainty: no distribution over digits has an expected 9 otherwise"
+    return ""
+
+
+# -- predictions ------------------------------------------------------------------------------------------------------
+
+
+def raw(
+    digits: Heard, largest_L: np.ndarray, mean_L: np.ndarray, *, failed: str = "missing", nine: bool = True
+) -> Predictions:
+    """The expected digit in ninths of the latent's largest activation."""
+    for block in panel.in_blocks(len(largest_L), digits.contexts):
+        digit_BP = digits.scores(block)
+        values = largest_L[block, None] * (digit_BP if nine else np.where(digit_BP > 9 - 1e-5, 0, digit_BP)) / 9
+        lost = largest_L if failed == "largest" else mean_L
+        values = np.where(np.isfinite(digit_BP), values, lost[block, None])
+        yield block, np.where(digits.explained[block, None], values, mean_L[block, None]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A logistic calibrator with an intercept inside the latent's gate and another outside."""
+
+    inside: Fitted
+    outside: Fitted
+
+
+def behind_gate(fitted: Fitted, said: Said, gate: Said, truth_SL: sparse.csr_matrix) -> Behind:
+    """Intercepts with which the expected number of activations is right on either side of the gate.
+
+    One pseudo-activation is laid where a gate lets pass what it was made to, so that no side is impossible.
+    """
+    truth = sparse.csc_matrix(truth_SL)
+    centre_S = panel.centre_of(said, fitted.reading)
+    slope, intercept = fitted.arrays["slope"], np.asarray(fitted.arrays["intercept"], dtype=np.float64)
+    sides = np.stack([intercept, intercept])
+    for block in panel.in_blocks(len(intercept), said.contexts):
+        score = answers(said, block, fitted.reading, centre_S, digits=False).score_BS
+        heard = slope[block, None] * np.where(said.explained[block, None], score, 0)
+        open_, active = gate.scores(block) > 0, truth[:, block].toarray().T > 0
+        for side, (where, extra) in enumerate(((open_, KEPT), (~open_, 1 - KEPT))):
+            wanted = (active & where).sum(1) + extra
+            room = where.sum(1)
+            sides[side, block] = _solved(heard, where, np.minimum(wanted, 0.9 * np.maximum(room, 1)), intercept[block])
+    return Behind(*(replace(fitted, arrays={**fitted.arrays, "intercept": each}) for each in sides))
+
+
+def _solved(heard_BS: np.ndarray, where_BS: np.ndarray, wanted_B: np.ndarray, start_B: np.ndarray) -> np.ndarray:
+    """Intercepts with which the chances inside `where` add up to what is wanted; where there is no room, the old."""
+    at = start_B.copy()
+    for _ in range(40):
+        chance = expit(heard_BS + at[:, None]) * where_BS
+        total, steep = chance.sum(1), (chance * (1 - chance)).sum(1)
+        at += np.clip(np.divide(wanted_B - total, steep, out=np.sign(wanted_B - total), where=steep > 1e-12), -1, 1)
+    return np.where(where_BS.any(1), at, start_B)
+
+
+def gated(behind: Behind, said: Said, gate: Said) -> Predictions:
+    pairs = zip(apply.predictions(behind.inside, said), apply.predictions(behind.outside, said), strict=True)
+    for (block, inside), (_, outside) in pairs:
+        yield block, np.where(gate.scores(block) > 0, inside, outside)
+
+
+def output_gain(predicted: Predictions, mean_L: np.ndarray, truth_SL: sparse.csr_matrix, dec_LE: np.ndarray) -> float:
+    """How far from the mean to go so that what all latents write is nearest to what they should: in 0..1."""
+    wanted = np.asarray(truth_SL @ dec_LE) - mean_L @ dec_LE
+    written = np.zeros(wanted.shape)
+    for block, values in predicted:
+        written += (values - mean_L[block, None]).T @ dec_LE[block]
+    power = float(np.square(written).sum())
+    return float(np.clip((written * wanted).sum() / power, 0, 1)) if power > 0 else 0.0
+
+
+def drawn_in(predicted: Predictions, mean_L: np.ndarray, gain: float) -> Predictions:
+    for block, values in predicted:
+        mean = mean_L[block, None].astype(np.float32)
+        yield block, mean + np.float32(gain) * (values - mean)
+
+
+# -- mixing -----------------------------------------------------------------------------------------------------------
+
+
+def drawn(windows: int, latents: int, fraction: float, seed: int, arm: str) -> np.ndarray:
+    """For every window a random subset of the latents: masks [W, L]."""
+    count = max(1, round(fraction * latents))
+    masks = np.zeros((windows, latents), dtype=bool)
+    if count == latents:
+        return ~masks
+    draws = generator(seed, "ladder", "subset", arm, f"{fraction:g}")
+    for window in range(windows):
+        masks[window, draws.permutation(latents)[:count]] = True
+    return masks
+
+
+@dataclass(frozen=True)
+class Mixed:
+    written: np.ndarray
+    evicted: float
+    """Share of the true activations outside the subset that a TopK over all drove out."""
+
+
+def mixed(values_PL: np.ndarray, up: Upstream, masks_WL: np.ndarray, k: int | None = None) -> Mixed:
+    """Predictions for the latents of each window's mask, true values for the others; then, with `k`, a TopK of all."""
+    truth, window, count = up.report.truth_PL, up.report.where.window, up.report.count
+    written = np.empty((count, up.dec_LE.shape[1]), dtype=np.float32)
+    kept, there = 0, 0
+    rows = max(1, panel.PREDICTED_AT_ONCE // up.latents)
+    for start in range(0, count, rows):
+        part = slice(start, min(start + rows, count))
+        mask, true = masks_WL[window[part]], truth[part].toarray()
+        values = np.where(mask, values_PL[part], true)
+        if k is not None and k < up.latents:
+            least = np.partition(values, -k, axis=1)[:, -k, None]
+            outside = ~mask & (true > 0)
+            there += int(outside.sum())
+            kept += int((outside & (values >= least)).sum())
+            values = np.where(values >= least, values, 0)
+        written[part] = values @ up.dec_LE
+    return Mixed(written, 1 - kept / there if there else 0.0)
+
+
+def _harmful(table: list[dict[str, Any]]) -> list[str]:
+    """Rungs that made a result worse, with certainty: told, not hidden."""
+    return [
+        f"{row['simulator']}, fraction {row['fraction']:g}: {row['change']}"
+        for row in table
+        if row["effect_low"] is not None and row["effect_low"] > 0
+    ]
