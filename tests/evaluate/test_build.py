@@ -8,16 +8,19 @@ import pandas as pd
 import pytest
 
 from nlrewrite import steps
+from nlrewrite.activations.pairs import read
+from nlrewrite.activations.statistics import read_latents
 from nlrewrite.artifacts import Artifact, Folder, Store
 from nlrewrite.calibrate.fit import read_calibrated
 from nlrewrite.coders import topk
 from nlrewrite.composition import rewrite
-from nlrewrite.evaluate import build
+from nlrewrite.evaluate import build, gather
+from nlrewrite.evaluate.arms import Sources
 from nlrewrite.execution import Execution
 from nlrewrite.profiles import PROFILES
 from nlrewrite.progress import Progress
 from nlrewrite.simulate import rules as simulation
-from nlrewrite.specs import RewriteSpec, TextFolder
+from nlrewrite.specs import EvaluateSpec, RewriteSpec, TextFolder
 from nlrewrite.text import sources
 from nlrewrite.text.positions import positions
 from nlrewrite.text.tokens import read_windows
@@ -56,16 +59,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     return folders
 
 
-def test_latents_without_a_sentence_get_the_mean_of_the_earlier_splits(made: dict[str, Folder]) -> None:
+@pytest.fixture(scope="module")
+def plain(made: dict[str, Folder]) -> Sources:
+    """What its arms write."""
+    where = positions(read_windows(made["tokens"], "report"))
+    vocabulary = json.loads(made["tokens"].path("tokens.json").read_text())["vocabulary"]
+    return gather.gather(made, where, topk.read(made["coder"]).dec_LE.numpy(), vocabulary)
+
+
+def test_latents_without_a_sentence_get_the_mean_of_the_earlier_splits(made: dict[str, Folder], plain: Sources) -> None:
     explained = simulation.read(made["simulation"]).explained
     assert 0 < (~explained).sum() < len(explained)
     where = positions(read_windows(made["tokens"], "report"))
-    coder = topk.read(made["coder"])
-    vocabulary = json.loads(made["tokens"].path("tokens.json").read_text())["vocabulary"]
-    found = build.gather(made, where, coder.dec_LE.numpy(), vocabulary)
+    coder, found = topk.read(made["coder"]), plain
     totals, count = 0.0, 0
     for split in ("explain", "calibrate"):
-        active = build.read(made[split])
+        active = read(made[split])
         sums = np.bincount(active.latents.ravel(), active.values.ravel(), minlength=coder.latents)
         totals, count = totals + sums, count + len(active.values)
     every = np.arange(len(where))
@@ -96,7 +105,7 @@ def test_the_files_agree_with_one_another(made: dict[str, Folder]) -> None:
     latents = pd.read_parquet(folder.path("latents.parquet"))
     assert head["n_unexplained"] == (~latents["explained"]).sum()
     spread = json.loads(folder.path("spread.json").read_text())
-    positions_of_report = len(build.read(made["report"]).values)
+    positions_of_report = len(read(made["report"]).values)
     assert sum(spread["counts"]["true"]) == positions_of_report * len(latents)
 
 
@@ -106,10 +115,87 @@ KEY = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("unexplained", ["true", "zero", "largest"])
+def test_a_latent_without_a_sentence_is_given_what_was_asked_for(
+    made: dict[str, Folder], plain: Sources, unexplained: str
+) -> None:
+    where = positions(read_windows(made["tokens"], "report"))
+    coder, every = topk.read(made["coder"]), np.arange(len(where))
+    vocabulary = json.loads(made["tokens"].path("tokens.json").read_text())["vocabulary"]
+    spec = EvaluateSpec.model_validate({"unexplained": unexplained, "harmless": False})
+    found = gather.gather(made, where, coder.dec_LE.numpy(), vocabulary, spec)
+    largest = np.tile(read_latents(made["explain"])["max"].to_numpy(), (len(every), 1))
+    given = {"true": found.truth.dense(every), "zero": np.zeros_like(largest), "largest": largest}[unexplained]
+    rules, misled = (found.silent[name] for name in ("rules", "shuffled"))
+    assert rules.any()
+    for silent, (_, values), (_, before) in (
+        *((rules, found.rewritten[name], plain.rewritten[name]) for name in found.rewritten),
+        (misled, found.shuffled, plain.shuffled),
+        (found.silent["gated"], found.rungs["gated"], plain.rungs["gated"]),
+    ):
+        assert values.dense(every)[:, silent] == pytest.approx(given[:, silent])
+        assert values.dense(every)[:, ~silent] == pytest.approx(before.dense(every)[:, ~silent])
+    assert found.gain is None
+
+
+def test_every_rung_has_a_row_by_the_calibrator_that_was_chosen_for_it(made: dict[str, Folder]) -> None:
+    results = json.loads(made["evaluation"].path("results.json").read_text())
+    for position in ("all", "last"):
+        rows = [row for row in results["arms"] if row["position"] == position and row["selection"] == "all"]
+        for explanation, simulator in (("gate", "gate"), ("gated", "gate + rules")):
+            (row,) = [row for row in rows if row["explanation"] == explanation]
+            assert (row["arm"], row["simulator"]) == ("rewritten", simulator)
+            assert row["calibrator"] == read_calibrated(made[f"calibration-{explanation}"])[1]
+            silent = ~simulation.read(made[f"simulation-{explanation}"]).explained
+            assert row["n_unexplained"] == silent.sum()
+    assert results["protocol"]["name"] == "ours"
+
+
+def test_latents_are_selected_on_the_calibrate_split_and_reported_on_the_report_split(made: dict[str, Folder]) -> None:
+    """The gain needs nothing that knows the report split, and the step refuses anything else in its place."""
+    known = {name: made[name] for name in ("calibration", "on-calibrate", "explain")}
+    dec_LE = topk.read(made["coder"]).dec_LE.numpy()
+    seen = gather.lookup.Seen(
+        positions(read_windows(made["tokens"], "calibrate")), gather.true_codes(read(made["calibrate"]), len(dec_LE))
+    )
+    chosen = read_calibrated(made["calibration"])[1]
+    found = gather.gain(known, seen, chosen, dec_LE)
+    results = json.loads(made["evaluation"].path("results.json").read_text())
+    rows = [row for row in results["arms"] if row["selection"] == "harmless"]
+    assert [row["n_latents"] for row in rows] == [found.harmless.sum()] * 2
+    assert not found.harmless[~simulation.read(made["on-calibrate"]).explained].any()
+
+    given = {name: folder.manifest.artifact for name, folder in made.items() if name != "evaluation"}
+    given["on-calibrate"] = given["simulation"]
+    artifact, store = steps.name("evaluation", EvaluateSpec(), given), made["tokens"]._store
+    with pytest.raises(AssertionError, match="must read on-calibrate from the calibrate split, and was given the repo"):
+        steps.build(artifact, EvaluateSpec(), given, store, Execution(), Progress(), "test", store.find(artifact))
+
+
+def test_what_the_published_program_does_can_be_asked_for(made: dict[str, Folder], tmp_path: Path) -> None:
+    inputs = {name: folder for name, folder in made.items() if name != "evaluation"}
+    spec = EvaluateSpec(
+        fractions=(0.5, 1.0), positions=("last",), selections=("top", "gain", "sampled"), subsets=1, draw="fresh",
+        topk=("mixed",), unexplained="largest", rank_by="detection_balanced_accuracy", protocol="p1-code",
+        resamples=200,
+    )  # fmt: skip
+    build.build(spec, inputs, tmp_path, steps.Running(Execution(), Progress()))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["protocol"]["defects"]
+    assert results["headline"]["topk"] == "mixed"
+    rows = results["arms"]
+    assert {row["selection"] for row in rows} == {"all", "top", "gain", "sampled", "harmless"}
+    parts = [row for row in rows if row["topk"] == "mixed" and row["fraction"] < 1]
+    assert {row["arm"] for row in parts} == {"rewritten", "shuffled"}
+    assert all(0 < row["eviction_rate"] <= 1 for row in parts if row["calibrator"] == "none")
+    assert {row["eviction_rate"] for row in rows if row["topk"] != "mixed"} == {0.0}
+    assert [row["arm"] for row in rows if row["arm"] == "mean" and row["selection"] in ("top", "gain")] == []
+
+
 def test_two_evaluations_have_the_same_bytes(made: dict[str, Folder], tmp_path: Path) -> None:
     first = made["evaluation"]
     inputs = {name: folder for name, folder in made.items() if name != "evaluation"}
-    spec = build.EvaluateSpec.model_validate(first.manifest.spec)
+    spec = EvaluateSpec.model_validate(first.manifest.spec)
     build.build(spec, inputs, tmp_path, steps.Running(Execution(batch_tokens=8192), Progress()))
     for entry in first.manifest.files:
         assert (tmp_path / entry.path).read_bytes() == first.path(entry.path).read_bytes(), entry.path
