@@ -42,7 +42,9 @@ def published(tmp_path: Path) -> dict[tuple[str, str], Path]:
 ABOUT = {"kind": "hub", "dtype": "float32", "model": MODEL, "revision": FINAL}
 
 
-def test_names_of_revisions_become_commits_and_their_weights_are_read(published, tmp_path, monkeypatch):
+def test_names_of_revisions_become_commits_and_their_weights_are_read(
+    published: dict[tuple[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, cache = subject(tmp_path / "store", ABOUT), tmp_path / "cache"
     ids, current = small_models.ids(), small_models.fresh("gpt_neox")
     with small_hub.serving(published, NAMES) as (address, asked):
@@ -65,7 +67,9 @@ def test_names_of_revisions_become_commits_and_their_weights_are_read(published,
         checkpoints(folder, ("step0", "step512"))
 
 
-def test_checkpoints_are_of_the_subjects_dtype(published, tmp_path, monkeypatch):
+def test_checkpoints_are_of_the_subjects_dtype(
+    published: dict[tuple[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = subject(tmp_path / "store", {**ABOUT, "dtype": "bfloat16"})
     with small_hub.serving(published, NAMES) as (address, _):
         small_hub.use(monkeypatch, address, tmp_path / "cache")
@@ -74,7 +78,7 @@ def test_checkpoints_are_of_the_subjects_dtype(published, tmp_path, monkeypatch)
     assert next(loaded.parameters()).dtype == torch.bfloat16
 
 
-def test_a_subject_trained_here_keeps_its_own(tmp_path):
+def test_a_subject_trained_here_keeps_its_own(tmp_path: Path) -> None:
     from safetensors.torch import save
 
     models = {step: small_models.fresh("gpt_neox", seed=step) for step in (2, 16, 8)}
@@ -89,13 +93,13 @@ def test_a_subject_trained_here_keeps_its_own(tmp_path):
         checkpoints(folder, ("step0", "step8"))
 
 
-def test_a_hub_subject_without_names_has_none(tmp_path):
+def test_a_hub_subject_without_names_has_none(tmp_path: Path) -> None:
     assert checkpoints(subject(tmp_path / "store", ABOUT)) == []
 
 
-def test_a_name_says_its_step():
+def test_a_name_says_its_step() -> None:
     assert steps(("step0", "step512", "run-2/step001000")) == {"step0": 0, "step512": 512, "run-2/step001000": 1000}
-    with pytest.raises(SettingError, match="must end with its training step.*'main'"):
+    with pytest.raises(SettingError, match=r"must end with its training step.*'main'"):
         steps(("step0", "main"))
     with pytest.raises(SettingError, match="two checkpoints are of step 8"):
         steps(("step8", "step008"))
