@@ -138,6 +138,7 @@ def _result(results: Mapping[str, Any], quoted: Row, facts: Facts) -> Markup:
     trained = wording.as_training(results.get("equivalent_training", ()))
     left = (
         el("p", wording.carried(headline, facts)),
+        el("p", worst) if (worst := wording.at_worst(headline)) else None,
         el("p", trained) if trained else None,
         _cards(headline, quoted, facts),
     )
@@ -311,8 +312,8 @@ def _method(facts: Facts, headline: Row) -> Markup:
         "section",
         el("h2", "Method"),
         *(el("p", paragraph) for paragraph in wording.method(facts, str(headline["site"]))),
-        el("div", tables.outcomes(facts), tables.calibrators(facts), class_="two"),
-        tables.text(facts),
+        tables.calibrators(facts),
+        el("div", tables.outcomes(facts), tables.text(facts), class_="two"),
         id="method",
     )
 

@@ -42,6 +42,8 @@ ON_PROMPT = re.compile(r"quantile-\d-on-prompt")
 MEDIAN, MEAN = "median_abs_delta", "delta_ce"
 TOO_HIGH = 2.5
 """Lines are cut off where they rise above this many times the ablation's highest point."""
+NEAR = 0.3
+"""Shares of training above it are told apart without a logarithmic axis."""
 FLOORS = {"mean": ("at mean", "mean ablation"), "zero": ("at zero", "zero ablation")}
 PARTLY = "with evaluate.protocol=p1 or p2 every calibrator is measured at every share"
 
@@ -282,9 +284,12 @@ def p1_a5(run: Run) -> Figure | str:
             colour = BLUE if each["arm"] == "rewritten" else GREY
             axes.plot([each["low"], each["high"]], [at, at], color=colour, linewidth=5, alpha=0.4)
             axes.plot([each["share"]], [at], color=colour, marker="o", markersize=6)
-        axes.set_xscale("log")
-        axes.set_xlim(least * 0.8, 1.1)
-        label_powers(axes.xaxis)
+        if least > NEAR:
+            axes.set_xlim(least - 0.05, 1.02)
+        else:
+            axes.set_xscale("log")
+            axes.set_xlim(least * 0.8, 1.1)
+            label_powers(axes.xaxis)
         axes.axvline(1, color=MUTED, linewidth=1, linestyle=curves.DASHED)
         axes.set_yticks(range(len(shares)), list(reversed(names)))
         axes.set_ylim(-0.6, len(shares) - 0.4)

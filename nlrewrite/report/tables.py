@@ -109,12 +109,9 @@ def _named(row: Row) -> Markup:
     return el(
         "th",
         name,
-        el("small", about) if about != wording.arm_name({"arm": row["arm"]} | PLAIN)[1] else None,
+        el("small", about) if about != wording.arm_name({"arm": row["arm"]})[1] else None,
         scope="row",
     )
-
-
-PLAIN: Row = {"explanation": "", "topk": "none", "selection": "all", "eviction_rate": 0.0}
 
 
 def _calibrator(row: Row) -> Markup:
@@ -186,7 +183,7 @@ def curves(found: Sequence[Mapping[str, Any]], words: str) -> Markup:
         area, share = each["area"], each["area_share"]
         drawn = f", {each['n_subsets']} draws" if each["n_subsets"] > 1 else ""
         cells = [
-            _named({**each, "eviction_rate": 0.0, "n_latents": 0}),
+            _named(dict(each)),
             _calibrator(dict(each)),
             el("td", SELECTED.get(str(each["selection"]), str(each["selection"])) + drawn),
             el("td", number(area["mean"]), el("small", f"[{number(area['low'])}, {number(area['high'])}]"), class_="n"),

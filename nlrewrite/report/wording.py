@@ -196,6 +196,23 @@ def carried(headline: Mapping[str, Any], facts: Facts) -> str:
     )
 
 
+def at_worst(headline: Mapping[str, Any]) -> str:
+    """The highest that the rewriting's loss over mean ablation can be, wherever it was measured."""
+    worst = headline.get("worst_over_mean")
+    if not worst:
+        return ""
+    of = f"of all {worst['contrasts']} shares, choices and positions of latents measured, with 95% confidence"
+    if worst["share"] < 0:
+        return (
+            f"Sentences beat mean ablation of the same latents in each {of}: the least gain is "
+            f"{percent(-worst['share'])} of the whole gap."
+        )
+    return (
+        f"At the worst {of}, sentences cost {percent(worst['share'])} of the whole gap more than mean ablation of the "
+        f"same latents."
+    )
+
+
 def as_training(shares: Sequence[Mapping[str, Any]]) -> str:
     """The loss told as training: how far the subject itself had come when it was as good."""
     known = {str(each["arm"]): each for each in shares}
@@ -260,9 +277,11 @@ def caveats(facts: Facts, headline: Mapping[str, Any], row: Mapping[str, Any]) -
             "The reader sees the sentence and the text, nothing else."
         )
     how = INFORMATION.get(str(headline["information"]), str(headline["information"]))
+    chosen = str(headline["chosen_on"])
+    by = "is the protocol's own" if chosen == "protocol" else f"was chosen on the {chosen} split"
     said.append(
         f"The reader's digits become activations through the calibrator “{headline['calibrator']}”, which knows {how} "
-        f"and was chosen on the {headline['chosen_on']} split. The table shows what the other calibrators give."
+        f"and {by}. The table shows what the other calibrators give."
     )
     missing = facts.latents - facts.sentences
     if missing:
@@ -303,26 +322,27 @@ def method(facts: Facts, site: str) -> list[str]:
 
 def arm_name(row: Mapping[str, Any]) -> tuple[str, str]:
     """A row's arm and what it is, in words; an arm unknown here keeps its own name."""
-    name = str(row["arm"])
+    name, explanation = str(row["arm"]), str(row.get("explanation", ""))
+    topk = str(row.get("topk", "none"))
     shown, about = ARMS.get(name, (name.replace("_", " "), ""))
-    if name == "rewritten" and row["explanation"] in RUNGS:
-        shown, about = RUNGS[str(row["explanation"])]
+    if name == "rewritten" and explanation in RUNGS:
+        shown, about = RUNGS[explanation]
     elif name == "rewritten":
-        limit = str(row["explanation"]).rpartition("-")
+        limit = explanation.rpartition("-")
         if limit[2].isdigit() and limit[0]:
             about = f"sentences of at most {limit[2]} quotes"
-    if row["topk"] == "mixed":
+    if topk == "mixed":
         about = "only the k largest of predicted and true values are kept, as published"
-        if row["eviction_rate"]:
+        if row.get("eviction_rate"):
             about += f": {percent(row['eviction_rate'])} of the true ones of other latents lose their place"
-    elif row["topk"] != "none":
-        about = f"only the top k by {row['topk']} are kept"
-    if row["selection"] == "harmless":
+    elif topk != "none":
+        about = f"only the top k by {topk} are kept"
+    if row.get("selection") == "harmless":
         about = f"sentences for the {count(row['n_latents'])} latents sure to gain by them, means for the others"
     return shown, about
 
 
 def group_of(row: Mapping[str, Any]) -> str:
-    if row["arm"] == "rewritten" and row["explanation"] in RUNGS:
+    if row["arm"] == "rewritten" and row.get("explanation") in RUNGS:
         return "Behind lexical gates"
     return next((group for group, names in GROUPS.items() if row["arm"] in names), "Others")

@@ -3,10 +3,13 @@ import math
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 
-from nlrewrite import steps
+from nlrewrite import pipeline, steps
+from nlrewrite.artifacts import Store
 from nlrewrite.report.build import provenance
 from tests.report.conftest import Made
 
@@ -61,7 +64,10 @@ def test_two_builds_give_the_same_bytes(made: Made, tmp_path: Path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         made.build(tmp_path / name)
-    for file in ("results.json", "report.html"):
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert Path("results.json") in files
+    assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file())
+    for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     assert (tmp_path / "one" / "report.html").read_text(encoding="utf-8") == made.html
 
@@ -84,6 +90,30 @@ def test_provenance_names_every_input_and_package(made: Made):
     assert steps.packages().items() <= found["packages"].items()
     assert found["packages"]["matplotlib"]
     assert found == made.results["provenance"]
+
+
+def test_every_figure_is_published_with_what_it_draws(made: Made):
+    folder = made.published / "figures"
+    names = {path.stem for path in folder.glob("*.svg")}
+    assert names == {path.stem for path in folder.glob("*.parquet")}
+    shown = set(re.findall(r'id="figure-([^"]+)"', made.html))
+    assert shown <= names
+    assert {"fractions", "by-score", "reliability", "explained", "p1-4", "p2-4"} <= names
+    for name in names:
+        root = ElementTree.fromstring((folder / f"{name}.svg").read_text(encoding="utf-8"))
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(--" not in (folder / f"{name}.svg").read_text(encoding="utf-8"), "needs nothing but itself"
+        assert len(pd.read_parquet(folder / f"{name}.parquet")) > 0
+
+
+def test_figures_of_an_older_run_do_not_stay(made: Made, tmp_path: Path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "gone.svg").write_text("<svg/>")
+    (tmp_path / "figures" / "notes.txt").write_text("mine")
+    pipeline.publish(Store(made.execution.store), made.report, (), tmp_path)
+    found = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert "gone.svg" not in found
+    assert {"notes.txt", "fractions.svg", "fractions.parquet"} <= found
 
 
 def test_the_page_is_small(made: Made):

@@ -10,8 +10,10 @@ import pytest
 from nlrewrite.report import figures
 from nlrewrite.report.drawing import VARIABLES, draw, power
 from nlrewrite.report.facts import Facts
-from nlrewrite.report.figures import Figure, binned, distributions, fractions, lengths, training
+from nlrewrite.report.figure import Figure
+from nlrewrite.report.figures import distributions, fractions, lengths, training
 from nlrewrite.score.build import read_scores
+from nlrewrite.score.diagnostics import binned
 from tests.report.conftest import Made
 from tests.report.reading import read
 
@@ -109,14 +111,15 @@ def test_distributions_need_no_particular_calibrator():
 def test_bins_have_the_mean_of_their_latents():
     score = np.array([0.81, 0.85, 0.89, 1.0, 0.95, 0.99, 0.1, np.nan, 0.85])
     value = np.array([0.2, 0.4, 0.6, 1.0, 1.0, 1.0, 0.5, 0.7, np.nan])
-    centre, mean, half = binned(score, value)
+    centre, mean, half, latents = binned(score, value)
     assert centre == pytest.approx([0.85, 0.95])
     assert mean == pytest.approx([0.4, 1.0])
     assert half == pytest.approx([1.96 * 0.2 / np.sqrt(3), 0.0])
+    assert latents.tolist() == [3, 3]
 
 
 def test_bins_without_latents_are_empty():
-    assert [len(part) for part in binned(np.array([]), np.array([]))] == [0, 0, 0]
+    assert [len(part) for part in binned(np.array([]), np.array([]))] == [0, 0, 0, 0]
 
 
 def test_powers_are_written_as_powers():

@@ -31,6 +31,7 @@ def test_the_page_is_read_without_its_script(tree: Node, made: Made, told: Facts
         "Figures",
         "Every arm",
         "Method",
+        "The papers' figures",
         "The latents and their sentences",
         "Provenance",
     ]
@@ -46,10 +47,16 @@ def _with_interval(row: dict[str, Any], name: str) -> str:
 
 
 def test_every_row_of_the_arms_is_in_a_table(tree: Node, made: Made):
-    tables = tree.named("arms").all("table")
+    unfolded = [node for more in tree.named("arms").all("details") for node in more.all("table")]
+    tables = [table for table in tree.named("arms").all("table") if table not in unfolded]
     assert len(tables) == 2
+    assert len(unfolded) == 4
     for table, position in zip(tables, ("all", "last"), strict=True):
-        rows = [row for row in made.results["arms"] if (row["position"], row["selection"]) == (position, "all")]
+        rows = [
+            row
+            for row in made.results["arms"]
+            if row["position"] == position and row["selection"] in ("all", "harmless")
+        ]
         shown = [[cell.text for cell in row.all("td")] for row in table.one("tbody").all("tr") if row.all("td")]
         assert len(shown) == len(rows)
         expected = [
@@ -57,7 +64,34 @@ def test_every_row_of_the_arms_is_in_a_table(tree: Node, made: Made):
             for row in rows
         ]
         assert sorted(tuple(cells[:4]) for cells in shown) == sorted(expected)
-    assert len(tree.named("arms").all("tr", "quoted")) == 1, "the headline's row is set off"
+    assert sum(len(table.all("tr", "quoted")) for table in tables) == 1, "the headline's row is set off"
+
+
+def test_what_stands_beside_the_means_is_in_tables_of_its_own(tree: Node, made: Made):
+    statistics, curves = tree.named("arms").all("details")[0].all("table")
+    rows = [row for row in made.results["arms"] if row["position"] == "all" and row["selection"] in ("all", "harmless")]
+    shown = [[cell.text for cell in row.all("td")] for row in statistics.one("tbody").all("tr")]
+    assert len(shown) == len(rows) - 1, "all but the original"
+    expected = {(number(row["over_mean"]), percent(row["win_rate"]), number(row["kl_coder"])) for row in rows}
+    assert {(cells[1].partition("[")[0], cells[2].partition("[")[0], cells[6]) for cells in shown} <= expected
+    of_all = [each for each in made.results["curves"] if each["position"] == "all"]
+    areas = [row.all("td")[2].text.partition("[")[0] for row in curves.one("tbody").all("tr")]
+    assert areas == [number(each["area"]["mean"]) for each in of_all]
+
+
+def test_every_rung_has_a_line_of_its_own(tree: Node, made: Made):
+    assert {"gate", "gated", "rules"} <= {row["explanation"] for row in made.results["arms"]}
+    first = tree.named("arms").all("table")[0].text
+    for words in ("Gate only", "Gate and sentence", "only sentences and the text are read"):
+        assert words in first
+
+
+def test_a_published_protocol_is_named_with_its_defects(told: Facts, with_gap: dict[str, Any]):
+    assert not read(page(with_gap, told, [], [])).all("aside"), "ours is not set off"
+    with_gap["protocol"] = {"name": "p9 <b>", "summary": "One & two.", "defects": ["<i>First.", "Second."]}
+    aside = read(page(with_gap, told, [], [])).one("aside")
+    assert "p9 <b>" in aside.text
+    assert [item.text for item in aside.all("li")] == ["<i>First.", "Second."]
 
 
 def test_controls_stand_beside_the_result(told: Facts, with_gap: dict[str, Any], listed: list[Dossier]):
@@ -105,7 +139,7 @@ def test_names_are_given_once_and_links_arrive(tree: Node):
             if target is not None:
                 assert target == "data:," or target.removeprefix("#") in ids, target
     assert {link.attributes["href"] for link in tree.one("nav").all("a")} == {
-        f"#{name}" for name in ("result", "figures", "arms", "method", "latents", "provenance")
+        f"#{name}" for name in ("result", "figures", "arms", "method", "papers", "latents", "provenance")
     }
 
 
@@ -184,7 +218,7 @@ def test_examples_show_both_values_in_words_and_in_shade(tree: Node, listed: lis
 
 
 def test_counts_have_their_denominators(tree: Node, told: Facts):
-    outcomes = tree.named("method").all("table")[0]
+    (outcomes,) = [table for table in tree.named("method").all("table") if table.one("caption").text.startswith("What")]
     assert f"of {told.latents}" in outcomes.text
     rows = {row.one("th").text: [cell.text for cell in row.all("td")] for row in outcomes.one("tbody").all("tr")}
     assert rows["read and simulated"] == [str(told.sentences), percent(told.sentences / told.latents)]
