@@ -48,7 +48,7 @@ class Active:
     """Mean activation."""
 
 
-def share(pooling: Pooling) -> Callable[[Evidence, Known], Shared]:
+def share(pooling: Literal["partial", "full"]) -> Callable[[Evidence, Known], Shared]:
     """What latents share: the mean slope, the relative growth, and how far scores of active cases spread."""
 
     def shared(evidence: Evidence, known: Known) -> Shared:
