@@ -4,10 +4,11 @@
 #   make ui PORT=4200                 look at the runs made         make check      format, lint, types, tests
 #   make wheel                        build dist/*.whl              make test-all   and what needs Debian packages
 #   make fmt                          format the sources            make bless-steps  accept edited step sources
+#   make bench-science ARGS=margin    the ladder, the coverage, a full-size pass and the margin, measured again
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-all check fmt wheel bless-steps setup
+.PHONY: help run ui test test-all check fmt wheel bless-steps bench-science setup
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -24,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 export DO_NOT_TRACK := 1
 
 help:
-	@sed -n '3,7s/^#//p' Makefile
+	@sed -n '3,8s/^#//p' Makefile
 
 run: $(READY)
 	@$(BIN)/python -m nlrewrite run $(ARGS)
@@ -50,6 +51,9 @@ fmt: $(READY)
 
 wheel: $(READY)
 	$(BIN)/python -m build --wheel --no-isolation
+
+bench-science: $(READY)
+	nice $(BIN)/python -m benchmarks.science $(ARGS)
 
 bless-steps: $(READY)
 	$(BIN)/python -m tests.test_steps

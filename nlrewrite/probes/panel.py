@@ -395,9 +395,11 @@ def columns(name: str, interval: Interval | None) -> dict[str, float | None]:
 
 
 def write(out: Path, rows: list[dict[str, Any]], summary: Mapping[str, Any]) -> None:
-    """`rows.parquet`, a row for each point, and `summary.json`."""
-    import pandas as pd
-
-    table = pd.DataFrame(rows)
-    write_table({str(name): column.to_numpy() for name, column in table.items()}, out / "rows.parquet")
+    """`rows.parquet`, a row for each point, and `summary.json`. A number that is not there is NaN."""
+    names = list(rows[0])
+    texts = {name for name in names if any(isinstance(row[name], str) for row in rows)}
+    table = {
+        name: np.array([row[name] for row in rows], dtype=object if name in texts else np.float64) for name in names
+    }
+    write_table(table, out / "rows.parquet")
     (out / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
