@@ -396,10 +396,13 @@ def columns(name: str, interval: Interval | None) -> dict[str, float | None]:
 
 def write(out: Path, rows: list[dict[str, Any]], summary: Mapping[str, Any]) -> None:
     """`rows.parquet`, a row for each point, and `summary.json`. A number that is not there is NaN."""
-    names = list(rows[0])
-    texts = {name for name in names if any(isinstance(row[name], str) for row in rows)}
-    table = {
-        name: np.array([row[name] for row in rows], dtype=object if name in texts else np.float64) for name in names
-    }
+    table = {name: _column([row[name] for row in rows]) for name in rows[0]}
     write_table(table, out / "rows.parquet")
     (out / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    if any(isinstance(value, str) for value in values):
+        return np.array(values, dtype=object)
+    whole = all(isinstance(value, int) for value in values)
+    return np.array(values, dtype=np.int64 if whole else np.float64)
