@@ -14,7 +14,7 @@ from nlrewrite.evaluate.power import TEST
 
 TRIMMED = 0.1
 """Share of the contexts that the trimmed mean leaves out at either end."""
-GRID = 256
+GRID = 128
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def hodges_lehmann(sorted_W: np.ndarray) -> float:
 def median_interval(values_W: np.ndarray, group_W: np.ndarray, draws: Draws, of_group: np.ndarray) -> Interval:
     """The median with its bootstrap interval over document groups; `of_group` names the groups that `draws` draws.
 
-    Of each resample the median is looked up among `GRID` of the values around the measured one, within six standard
+    Of each resample the median is looked up among `GRID` of the values around the measured one, within five standard
     errors of its rank: steps far smaller than the interval.
     """
     ordered = np.sort(values_W)
     below_W = (values_W <= np.median(values_W)).astype(np.float64)
     error = max(spread(below_W, np.ones(len(values_W)), group_W).clustered, 1 / len(values_W))
-    levels = np.clip(np.linspace(0.5 - 6 * error, 0.5 + 6 * error, GRID), 0, 1)
+    levels = np.clip(np.linspace(0.5 - 5 * error, 0.5 + 5 * error, GRID), 0, 1)
     grid = np.unique(np.quantile(ordered, levels, method="inverted_cdf"))
     place = np.searchsorted(grid, values_W)
     column = np.searchsorted(of_group, group_W)
