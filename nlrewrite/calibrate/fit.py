@@ -21,7 +21,7 @@ from nlrewrite.activations.codes import Values, true_codes
 from nlrewrite.activations.pairs import read
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate import apply, gain, methods, refit
-from nlrewrite.calibrate.evidence import Evidence, Known
+from nlrewrite.calibrate.evidence import Known
 from nlrewrite.calibrate.fitted import SHARED, Fitted, Part
 from nlrewrite.calibrate.known import KnownOf, Statistics
 from nlrewrite.calibrate.methods import Method, Name, Shared
@@ -123,19 +123,16 @@ def fit_on(
     reading = _reading(parsed, method, pairing)
     explained = pairing.said.explained
 
-    def kept(evidence: Evidence) -> Evidence:
-        return evidence.where(~np.isin(evidence.fold, without)) if without else evidence
-
     shared: Shared = {}
     if method.share is not None and explained.any():
         chosen = _sample(explained, len(pairing.folds_P))
         known = _stacked([known_of(slice(latent, latent + 1)) for latent in chosen.tolist()])
-        shared = method.share(kept(pairing.sample(chosen, reading, method.digits)), known)
+        shared = method.share(pairing.without(pairing.sample(chosen, reading, method.digits), without), known)
     parts: list[Part] = []
     means: list[np.ndarray] = []
     for block in blocks(pairing.latents if explained.any() else 0, pairing.block(reading)):
         known = known_of(block)
-        evidence = kept(pairing.evidence(block, reading, method.digits))
+        evidence = pairing.without(pairing.evidence(block, reading, method.digits), without)
         own = partial(gain.per_latent, method.fit) if parsed.gain else method.fit
         parts.append(own(evidence, known, shared))
         means.append(known.mean)

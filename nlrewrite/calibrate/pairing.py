@@ -36,6 +36,7 @@ class Pairing:
         centres: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.said, self.truth_PL, self.folds_P, self.cases = said, truth_PL, folds_P, cases
+        self._parts_P, self._fold_of_part = _parts(folds_P)
         self._centres: dict[str, np.ndarray] = dict(centres or {})
 
     @property
@@ -70,6 +71,11 @@ class Pairing:
             found = self._contexts(latents, reading, digits)
         return _heard(found, self.said.explained[latents]).checked()
 
+    def without(self, evidence: Evidence, folds: tuple[int, ...]) -> Evidence:
+        """The evidence but for the cases of some folds."""
+        fold_S = evidence.fold if self.cases is not None else self._fold_of_part[evidence.fold]
+        return evidence.where(~np.isin(fold_S, folds)) if folds else evidence
+
     def sample(self, latents: np.ndarray, reading: Reading, digits: bool = True) -> Evidence:
         """The cases of some latents, whichever they are."""
         return stacked([self.evidence(slice(latent, latent + 1), reading, digits) for latent in latents.tolist()])
@@ -83,10 +89,10 @@ class Pairing:
         active = (truth > 0).astype(np.float32)
         weight = np.ones((1, len(self.folds_P)), dtype=np.float32)
         said = answers(self.said, latents, reading, self.centre(reading), digits=digits)
-        return Evidence(said, weight, active, truth, self.folds_P)
+        return Evidence(said, weight, active, truth, self._parts_P)
 
     def _counts(self, said: Spoken, latents: slice, reading: Reading) -> Evidence:
-        """Every level a case, once in each fold."""
+        """Every level a case, once in each part."""
         table, count = self._cells, said.simulated.levels
         level = level_answers(said, reading)
         rows = len(table[0].said[latents])
@@ -97,7 +103,7 @@ class Pairing:
             np.concatenate([getattr(each, name)[latents] for each in table], axis=1)
             for name in ("said", "active", "total")
         )
-        return Evidence(found, weight, active, total, np.repeat(self.folds, count))
+        return Evidence(found, weight, active, total, np.repeat(np.arange(len(table)), count))
 
     @cached_property
     def _truth_LP(self) -> sparse.csr_matrix:
@@ -105,9 +111,26 @@ class Pairing:
 
     @cached_property
     def _cells(self) -> list[Cells]:
-        """What was counted in each fold."""
+        """What was counted in each part."""
         assert isinstance(self.said, Spoken)
-        return [cells(self.said.simulated, self.truth_PL, self.folds_P == fold) for fold in self.folds]
+        parts = range(len(self._fold_of_part))
+        return [cells(self.said.simulated, self.truth_PL, self._parts_P == part) for part in parts]
+
+
+def _parts(folds_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The folds numbered from 0, and which fold each number is.
+
+    One or two of them are halved in the order of their contexts: what is left when one is held out has then still two
+    parts, of which a fit can try one by the other.
+    """
+    folds, number_P = np.unique(folds_P, return_inverse=True)
+    if len(folds) > 2:
+        return number_P, folds
+    part_P = 2 * number_P
+    for number in range(len(folds)):
+        inside = np.flatnonzero(number_P == number)
+        part_P[inside[len(inside) // 2 :]] += 1
+    return part_P, np.repeat(folds, 2)
 
 
 def _heard(found: Evidence, explained: np.ndarray) -> Evidence:

@@ -48,7 +48,7 @@ def fitting(
     explained = np.ones(level_PL.shape[1], dtype=bool) if explained_L is None else explained_L
     simulated = Simulated(latent, position, level_PL[position, latent], distributions(), explained)
     truth = sparse.csr_matrix(truth_PL.astype(np.float32))
-    return Planted(simulated, truth, np.arange(len(level_PL)) // 50 % 2 if folds_P is None else folds_P)
+    return Planted(simulated, truth, np.arange(len(level_PL)) // 50 % 3 if folds_P is None else folds_P)
 
 
 @dataclass(frozen=True)

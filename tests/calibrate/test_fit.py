@@ -96,7 +96,7 @@ def test_the_hurdle_beats_quantiles_and_the_mean_on_planted_scores() -> None:
 def test_mean_ablation_in_closed_form() -> None:
     """The explain split is the same truth, and counts beside the folds that are not held out."""
     expected = 0.0
-    for held in (SPOKEN.folds_P == 0, SPOKEN.folds_P == 1):
+    for held in (SPOKEN.folds_P == fold for fold in range(3)):
         mean = (TRUTH.sum(0) + TRUTH[~held].sum(0)) / (len(TRUTH) + (~held).sum())
         expected += np.square((TRUTH[held] - mean) @ DECODER).sum() / len(TRUTH)
     assert error("mean") == pytest.approx(expected, rel=1e-4)
@@ -264,6 +264,23 @@ def test_missing_answers_are_no_cases_and_are_worth_the_mean() -> None:
         kept = fitting(np.zeros((int(rows.sum()), 1)), truth[rows][:, [latent]])
         without = calibrate.fit_on("platt", kept.pairing(Told(score[[latent]][:, rows])), alone)
         assert without.arrays["slope"][0] == pytest.approx(found.arrays["slope"][latent], rel=1e-3)
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_few_folds_are_halved_so_that_one_can_be_held_out(folds: int) -> None:
+    """What is chosen by cross-fitting can still be chosen when a fold is left alone."""
+    planted = fitting(LEVEL, TRUTH, folds_P=np.arange(len(LEVEL)) // 50 % folds)
+    told = as_contexts(planted.spoken)
+    without = (0,) if folds == 2 else ()
+    for name in ("isotonic-shrunk", "hurdle+gain", "levels"):
+        known = planted.statistics.known_of(None)
+        counted, dense = (
+            calibrate.fit_on(name, planted.pairing(each), known, without=without) for each in (planted.spoken, told)
+        )
+        assert counted.gain.mean() > 0.8
+        assert apply.dense(dense, told).values_PL == pytest.approx(
+            apply.dense(counted, told).values_PL, rel=2e-3, abs=2e-4
+        )
 
 
 def test_nothing_explained_is_the_mean_everywhere() -> None:
