@@ -5,6 +5,10 @@
 Every figure is one line of JSON, printed and appended to `--out` as it comes. A line that is there already is not
 measured again, so that an interrupted run goes on where it stopped; `--again` measures anew. Where there is a peer
 (the published program, quantile normalisation) a line has `what`, `ours`, `peer`, `unit`, `ratio` and `machine`.
+
+    python -m benchmarks.science figures --store store --figures docs/figures
+
+builds all probes, prints their summaries, and draws their figures.
 """
 
 import argparse
@@ -44,13 +48,16 @@ Line = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all, if none is named")
+    parser.add_argument(
+        "parts", nargs="*", choices=[*PARTS, "figures", []], help="all but the figures, if none is named"
+    )
     parser.add_argument("--profile", default="tiny")
     parser.add_argument("--store", default="store")
     parser.add_argument("--out", default="science.jsonl")
     parser.add_argument("--seeds", type=int, default=20, help="seeds of the margin, on the first subject")
     parser.add_argument("--subjects", type=int, nargs="+", default=[0, 1, 2], help="seeds of whole rewritings")
     parser.add_argument("--repetitions", type=int, default=1000, help="of the coverage")
+    parser.add_argument("--figures", default="figures", help="folder of the figures")
     parser.add_argument("--again", action="store_true", help="measure what is there already")
     parser.add_argument("--one-pass", type=int, nargs=2, metavar=("LATENTS", "CONTEXTS"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -222,11 +229,25 @@ def margin_summary(told: list[Line]) -> Line:
     }
 
 
+def draw_figures(given: argparse.Namespace, lines: Lines) -> None:
+    """The probes' figures from their rows."""
+    from nlrewrite.report import figure, probes
+
+    spec, store, execution = settled(given, given.subjects[0])
+    needed = Needed(store, execution, lambda label: label in (*MODELLED, *SAID, *GATED, *PROBES))
+    rewrite(spec, needed)
+    asked = probes.gather({probe: store.folder(needed.made[probe]) for probe in PROBES})
+    for each in asked:
+        print(json.dumps({"what": each.name, **each.summary}), flush=True)
+    figure.write(probes.figures(asked).values(), Path(given.figures))
+
+
 MEASURED: dict[str, Callable[[argparse.Namespace, Lines], None]] = {
     "ladder": measure_ladder,
     "coverage": measure_coverage,
     "pass": measure_pass,
     "margin": measure_margin,
+    "figures": draw_figures,
 }
 
 
