@@ -257,9 +257,14 @@ def _probed(probed: Sequence[Probed]) -> Markup:
         "know the truth and err as often as set."
     )
     shown = (
-        el("div", el("div", _figure(figure), class_="figures"), *found, class_="probe") for figure, found in probed
+        el("div", el("div", _figure(figure), class_="figures"), *found[:1], _folded(found[1:]), class_="probe")
+        for figure, found in probed
     )
     return el("section", el("h2", SECTIONS["probes"]), el("p", about, class_="about"), *shown, id="probes")
+
+
+def _folded(found: Sequence[Markup]) -> Markup | None:
+    return el("details", el("summary", "The same at other shares"), *found, class_="more") if found else None
 
 
 def _papers(entries: Sequence[Entry]) -> Markup:

@@ -91,8 +91,8 @@ def ladder(asked: Asked) -> Figure:
         "From the published protocol to ours",
         "Each row changes one thing and keeps what was changed above it. Dots: added loss of the rewriting less that "
         f"of mean ablation, {_all(rows)} of the latents replaced; left of the line the sentences are better than the "
-        "mean. Bars: 95% bootstrap over document groups, not paired in the first rows, as published. What lies outside "
-        "the frame is written at its edge.",
+        "mean. Bars: 95% bootstrap over document groups, not paired in the first rows, as published, and cut off at "
+        "the frame; a dot outside it is written at its edge.",
         tuple(_rungs(name, of[name]) for name in simulators),
         asked.frame,
     )
@@ -104,19 +104,22 @@ def _all(rows: Sequence[Row]) -> str:
 
 
 def _rungs(simulator: str, rungs: Sequence[Row]) -> Markup:
-    settled = rungs[len(rungs) // 2 :]
-    reach = max(max(abs(each["above_mean_low"]), abs(each["above_mean_high"])) for each in settled) or 1.0
-    low = -1.15 * max(reach, *(-each["above_mean_low"] for each in rungs))
-    high = 1.15 * reach
+    paired = [each for each in rungs if each["rung"] >= _paired_from(rungs)]
+    ends = [each[f"above_mean{end}"] for each in paired for end in ("", "_low", "_high")]
+    reach = max([1e-6, *map(abs, ends)])
+    low, high = min(-0.35 * reach, 1.15 * min(ends)), max(0.35 * reach, 1.6 * max(ends))
 
     def plot(axes: "Axes") -> None:
         for at, each in enumerate(reversed(rungs)):
-            value, ends = each["above_mean"], (each["above_mean_low"], each["above_mean_high"])
-            colour = BLUE if ends[1] < 0 else GREY
-            if value > high:
-                axes.text(high, at, f"{number(value, 2)} ▸", ha="right", va="center", color=MUTED, fontsize=10)
+            value = each["above_mean"]
+            colour = BLUE if each["above_mean_high"] < 0 else GREY
+            if not low < value < high:
+                edge, side, said = (high, "right", f"{number(value, 2)} ▸") if value >= high else (
+                    low, "left", f"◂ {number(value, 2)}")  # fmt: skip
+                axes.text(edge, at, said, ha=side, va="center", color=MUTED, fontsize=10)
                 continue
-            axes.plot([ends[0], min(ends[1], high)], [at, at], color=colour, linewidth=4.5, alpha=0.45)
+            bar = np.clip([each["above_mean_low"], each["above_mean_high"]], low, high)
+            axes.plot(bar, [at, at], color=colour, linewidth=4.5, alpha=0.45, solid_capstyle="butt")
             axes.plot([value], [at], color=colour, marker="o", markersize=5.5)
         axes.axvline(0, color=INK, linewidth=1, linestyle=DASHED)
         axes.set_xlim(low, high)
@@ -130,18 +133,24 @@ def _rungs(simulator: str, rungs: Sequence[Row]) -> Markup:
     return draw(f"ladder-{_slug(simulator)}", f"{told}, in {len(rungs)} steps.", plot, (6.6, 1.1 + TALL * len(rungs)))
 
 
+def _paired_from(rungs: Sequence[Row]) -> int:
+    """The rung from which on intervals are those of paired differences."""
+    named = [each["rung"] for each in rungs if each["name"] == "paired"]
+    return named[0] if named else len(rungs) // 2
+
+
 def ladder_tables(asked: Asked) -> list[Markup]:
     """One table per fraction: the paired effect of every change, for every simulator."""
     found = []
     simulators = list(dict.fromkeys(str(each["simulator"]) for each in asked.rows))
     columns = [Column("Change")]
     for name in simulators:
-        columns += [Column(f"{name}: over the mean", True), Column("effect of the change", True)]
+        columns += [Column(f"{name}: over the mean", True), Column("effect", True)]
     for fraction in sorted({each["fraction"] for each in asked.rows}, reverse=True):
         rows = {(r["simulator"], r["rung"]): r for r in asked.rows if r["fraction"] == fraction}
         body = []
         for rung in sorted({place for _, place in rows}):
-            cells: list[object] = [_change(next(r for (_, place), r in rows.items() if place == rung))]
+            cells: list[object] = [_change([r for (_, place), r in rows.items() if place == rung])]
             for name in simulators:
                 each = rows.get((name, rung))
                 cells += [_with_ends(each, "above_mean"), _effect(each)]
@@ -152,8 +161,14 @@ def ladder_tables(asked: Asked) -> list[Markup]:
     return found
 
 
-def _change(each: Row) -> list[object]:
-    return [str(each["change"]), el("small", str(each["note"])) if each.get("note") else None]
+def _change(same: Sequence[Row]) -> list[object]:
+    """What is changed, and where that cannot matter why."""
+    notes: dict[str, list[str]] = {}
+    for each in same:
+        if each.get("note"):
+            notes.setdefault(str(each["note"]), []).append(str(each["simulator"]))
+    told = (note if len(named) == len(same) else f"{', '.join(named)}: {note}" for note, named in notes.items())
+    return [str(same[0]["change"]), *(el("small", note) for note in told)]
 
 
 def _effect(each: Row | None) -> object:
@@ -259,7 +274,7 @@ def _quality(name: str, title: str, axis: str, rows: Sequence[Row], even: float 
 def _share(value: float) -> str:
     """A share near 1 with as many nines as it has."""
     digits = max(0, int(np.ceil(-np.log10(max(1 - value, 1e-9)))) - 1)
-    return f"{100 * value:.{digits}f}%"
+    return f"{round(100 * value, digits):.9g}%"
 
 
 # -- how much calibration takes ---------------------------------------------------------------------------------------
@@ -315,6 +330,7 @@ def _sizes(simulator: str, rows: Sequence[Row]) -> Markup:
         axes.axhline(0, color=INK, linewidth=1, linestyle=DASHED)
         axes.set_xscale("log")
         label_powers(axes.xaxis, plain=True)
+        axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=9))
         axes.set_ylim(below, 1.05)
         axes.set_yticks([each for each in (-1, -0.5, 0, 0.5, 1) if each >= below])
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
@@ -323,7 +339,7 @@ def _sizes(simulator: str, rows: Sequence[Row]) -> Markup:
         axes.set_ylabel("gap closed")
         axes.legend(loc="upper left", handlelength=1.6)
 
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     told = "; ".join(
         f"{each['calibrator']} {each['drawn']} {each['questions'] if each['active'] else each['contexts']:.0f}: "

@@ -101,8 +101,11 @@ tbody th.group { padding-top: 1rem; color: var(--muted); font-size: 0.82rem; bor
 tr.quoted th, tr.quoted td { background: color-mix(in srgb, var(--blue) 9%, transparent); }
 tr.quoted th { box-shadow: -0.6rem 0 0 color-mix(in srgb, var(--blue) 9%, transparent); font-weight: 650; }
 
-.statistics th.n { white-space: normal; min-width: 4.6rem; }
-.statistics tbody th, .ladder tbody th { min-width: 9.5rem; }
+.statistics th.n, .ladder th.n { white-space: normal; min-width: 4.6rem; }
+.statistics tbody th { min-width: 9.5rem; }
+.ladder { font-size: 0.82rem; }
+.ladder tbody th { min-width: 12.5rem; }
+.ladder td.n, .ladder th.n { padding-left: 0.45rem; }
 .papers td:last-child { color: var(--soft); }
 .more { margin: 1rem 0 1.6rem; }
 .more > summary { cursor: pointer; color: var(--link); font-size: 0.92rem; }

@@ -338,7 +338,7 @@ def arm_name(row: Mapping[str, Any]) -> tuple[str, str]:
     elif topk != "none":
         about = f"only the top k by {topk} are kept"
     if row.get("selection") == "harmless":
-        about = f"sentences for the {count(row['n_latents'])} latents sure to gain by them, means for the others"
+        about = f"sentences for the {count(row.get('n_latents', 0))} latents sure to gain by them, means for the others"
     return shown, about
 
 
