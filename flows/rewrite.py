@@ -26,6 +26,7 @@ from nlrewrite.artifacts import Artifact, Store, digest
 from nlrewrite.composition import rewrite as compose
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
+from nlrewrite.probes.telling import tables
 from nlrewrite.profiles import Overrides, filled, profile_names, require_runnable, settled
 from nlrewrite.specs import PROBES, RewriteSpec, Spec
 from nlrewrite.terminal import results_markdown
@@ -148,5 +149,7 @@ def show_steps(rows: list[pipeline.StepRow]) -> None:
 
 def show_results(outcome: pipeline.Outcome) -> None:
     create_markdown_artifact(results_markdown(outcome.results), key="results", description="What the rewriting costs.")
+    for probe, table in tables(outcome.results).items():
+        create_markdown_artifact(table, key=f"probe-{probe}", description=f"What the probe {probe} found.")
     report = outcome.report_path.resolve()
     create_link_artifact(report.as_uri(), link_text=str(report), key="report", description="The report, one file.")

@@ -274,7 +274,11 @@ def finished(outcome: "Outcome", output: Output) -> str:
     paths = f"results: {outcome.results_path}\nreport:  {outcome.report_path}"
     if output.quiet:
         return f"{headline(outcome.results)}\n{paths}"
-    return "\n\n".join([steps_table(outcome.rows), results_table(outcome.results), headline(outcome.results), paths])
+    from nlrewrite.probes.telling import tables
+
+    probed = [f"{name}:\n{found}" for name, found in tables(outcome.results).items()]
+    measured = [results_table(outcome.results), *probed, headline(outcome.results)]
+    return "\n\n".join([steps_table(outcome.rows), *measured, paths])
 
 
 def number(value: float | None) -> str:
