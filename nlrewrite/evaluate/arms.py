@@ -165,14 +165,13 @@ class Plan:
             unexplained = 0 if silent is None else round(float(silent.mean()) * size)
         else:
             unexplained = 0 if silent is None else int((silent & subset.mask_L).sum())
+        mixture = Mixture(values, self.sources.truth, self._inside(key, subset), decoder)
         if key.topk == "mixed":
-            mixture = Mixture(values, self.sources.truth, self._inside(key, subset))
             contested = Contested(mixture, self.coder.k)
-            write, evicted = self.writer.latents(contested, None, decoder), contested.eviction_rate(self.rows)
+            write, evicted = self.writer.latents(contested), contested.eviction_rate(self.rows)
             return Arm(key, write, size, unexplained, compared, evicted)
         if subset is not None and subset.fresh:
-            mixture = Mixture(values, self.sources.truth, self._inside(key, subset))
-            return Arm(key, self.writer.latents(mixture, None, decoder), size, unexplained, compared)
+            return Arm(key, self.writer.latents(mixture), size, unexplained, compared)
         write = self.writer.latents(values, subset.mask_L if subset else None, decoder)
         return Arm(key, write, size, unexplained, compared)
 

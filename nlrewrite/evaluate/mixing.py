@@ -19,6 +19,8 @@ from nlrewrite.activations.codes import Codes, Values
 CELLS = 4_000_000
 """Values of a chunk."""
 
+Dense = Callable[[np.ndarray], np.ndarray]
+"""Positions [n] -> values [n, L]."""
 Inside = Callable[[np.ndarray], np.ndarray]
 """Positions [n] -> the latents that are predicted there: [n, L], or [L] where it is always the same ones."""
 
@@ -30,13 +32,26 @@ class Mixture:
     values: Values
     truth: Values
     inside: Inside
+    decoder_LE: np.ndarray | None = None
+    """With what predicted values are written, if not with the decoder that true ones are written with."""
 
     def dense(self, rows: np.ndarray) -> np.ndarray:
         return np.where(self.inside(rows), self.values.dense(rows), self.truth.dense(rows))
 
     def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
-        parts = [self.dense(part) @ dec_LE for part in chunks(rows, len(dec_LE))]
-        return np.concatenate([np.zeros((0, dec_LE.shape[1]), dtype=np.float32), *parts])
+        return self.written(self.dense, rows, dec_LE)
+
+    def written(self, dense: Dense, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
+        """What the vectors that `dense` gives write, each value by its decoder."""
+        out = [np.zeros((0, dec_LE.shape[1]), dtype=np.float32)]
+        for part in chunks(rows, len(dec_LE)):
+            values = dense(part)
+            if self.decoder_LE is None:
+                out.append(values @ dec_LE)
+            else:
+                inside = self.inside(part)
+                out.append(np.where(inside, values, 0) @ self.decoder_LE + np.where(inside, 0, values) @ dec_LE)
+        return np.concatenate(out)
 
 
 @dataclass(frozen=True)
@@ -51,8 +66,7 @@ class Contested:
         return np.where(largest(values, self.k), values, 0).astype(np.float32)
 
     def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
-        parts = [self.dense(part) @ dec_LE for part in chunks(rows, len(dec_LE))]
-        return np.concatenate([np.zeros((0, dec_LE.shape[1]), dtype=np.float32), *parts])
+        return self.mixture.written(self.dense, rows, dec_LE)
 
     def eviction_rate(self, rows: np.ndarray) -> float:
         """Share of the true activations of latents that nobody predicts that lose their place."""
