@@ -20,13 +20,13 @@ from nlrewrite.activations.statistics import read_latents, write_table
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate.cells import cells
 from nlrewrite.calibrate.fitted import Fitted
+from nlrewrite.calibrate.pairing import level_answers
 from nlrewrite.evaluate.arms import Sources
-from nlrewrite.language.reading import DIGITS
 from nlrewrite.score import diagnostics, measures
 from nlrewrite.score.build import read_scores
 from nlrewrite.score.diagnostics import Diagnosis
 from nlrewrite.simulate import rules as simulation
-from nlrewrite.simulate.said import Said, Spoken, answers, blocks, centre
+from nlrewrite.simulate.said import Answers, Said, Spoken, answers, blocks, centre
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,7 +150,7 @@ def _diagnosed(
 
 
 def has_chance(fitted: Fitted) -> bool:
-    return isinstance(fitted, Fitted) and fitted.map in ("logistic", "beta")
+    return fitted.map in ("logistic", "beta")
 
 
 def diagnose(chance: Codes, truth: Codes, rate: np.ndarray) -> tuple[Diagnosis, np.ndarray]:
@@ -167,27 +167,11 @@ def diagnose(chance: Codes, truth: Codes, rate: np.ndarray) -> tuple[Diagnosis, 
     return found, extra + float(chance.constant_L.sum(dtype=np.float64))
 
 
-class _EveryLevel:
-    """A simulation of ten contexts, in which every latent has each level once."""
-
-    def __init__(self, said: Spoken) -> None:
-        self._digits_ZD = said.simulated.digits_ZD.astype(np.float32)
-        self.explained = said.explained
-        self.contexts = DIGITS
-
-    def scores(self, latents: slice) -> np.ndarray:
-        start, stop, _ = latents.indices(len(self.explained))
-        return np.tile(np.arange(DIGITS, dtype=np.float32), (stop - start, 1))
-
-    def digits(self, latents: slice) -> np.ndarray:
-        start, stop, _ = latents.indices(len(self.explained))
-        return np.broadcast_to(self._digits_ZD, (stop - start, DIGITS, DIGITS))
-
-
 def _chance_codes(fitted: Fitted, said: Spoken, rate: np.ndarray) -> Codes:
     """P(active) of a calibrator whose answers are levels, in the form of codes."""
-    everything = slice(0, len(rate))
-    chance_LZ = fitted.active(answers(_EveryLevel(said), everything, fitted.reading), everything)
+    level = level_answers(said, fitted.reading)
+    every = Answers(np.broadcast_to(level.score_BS, (len(rate), level.score_BS.shape[1])), level.digits_BSZ)
+    chance_LZ = fitted.active(every)
     assert chance_LZ is not None
     chance_LZ = np.where(said.explained[:, None], chance_LZ, rate[:, None])
     pairs = said.simulated
@@ -213,7 +197,7 @@ def _by_latents(fitted: Fitted, said: Said, truth: Codes, rate: np.ndarray) -> t
     for block in blocks(latents, max(1, CELLS // max(contexts, 1))):
         chance = fitted.active(answers(said, block, fitted.reading, middle), block)
         assert chance is not None
-        chance = np.where(said.explained[block, None], chance, rate[block, None])
+        chance = np.where(said.explained[block, None] & ~np.isnan(chance), chance, rate[block, None])
         found.add(chance, (columns[:, block].toarray().T > 0).astype(np.float64), rate[block, None])
         expected += chance.sum(0)
     return found, expected

@@ -1,14 +1,17 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import sparse
 
 from nlrewrite.activations.codes import Codes, Kept
+from nlrewrite.calibrate import fitted as fitted_module
 from nlrewrite.calibrate.fitted import Fitted
 from nlrewrite.evaluate import latents
 from nlrewrite.language.reading import distributions
 from nlrewrite.seeds import generator
 from nlrewrite.simulate.rules import Simulated
-from nlrewrite.simulate.said import Reading, Spoken
+from nlrewrite.simulate.said import Reading, Spoken, answers
 
 CONTEXTS, LATENTS = 60, 5
 
@@ -50,6 +53,18 @@ def test_chances_by_level_are_those_of_every_context(number) -> None:
     assert one["log_loss"] == pytest.approx(two["log_loss"], rel=1e-5)
     assert one["cases"] == CONTEXTS * LATENTS
     assert one["base_rate"] == pytest.approx((truth.extra_PL.toarray() > 0).mean())
+
+
+def test_only_maps_with_a_chance_say_that_they_have_one() -> None:
+    _, said = planted()
+    fitted = logistic(Reading())
+    some = answers(said, slice(0, LATENTS), fitted.reading)
+    for name in fitted_module._MAPS:
+        each = replace(fitted, map=name)
+        has = name in fitted_module._CHANCES
+        assert latents.has_chance(each) == has
+        if name == "logistic" or not has:
+            assert (each.active(some) is not None) == has
 
 
 def test_a_latent_of_which_nothing_was_said_has_its_base_rate() -> None:
