@@ -299,14 +299,16 @@ def test_run_becomes_the_flow_of_the_checkout(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     parameters, output, folder = done.stdout.splitlines()
     found = json.loads(parameters)
-    assert set(found) == {"profile", "overrides", "refresh", "execution"}
-    assert found["profile"] == "smoke"
+    assert set(found) == {"flow", "profile", "overrides", "refresh", "execution"}
+    assert (found["flow"], found["profile"]) == ("rewrite", "smoke")
     assert found["refresh"] == ["coder"]
     assert (found["overrides"]["seed"], found["overrides"]["settings"]) == (5, ["coder.k=2"])
     assert (found["execution"]["threads"], found["execution"]["store"]) == (2, "store")
     assert (output, folder) == ("quiet", str(tmp_path))
     assert terminal.Output.read({"NLREWRITE_OUTPUT": output}) == terminal.Output(quiet=True)
     assert command("run", "--set", "coder.k=0", cwd=tmp_path).returncode == 2
+    found = json.loads(command("study", "--probes", "ladder", cwd=tmp_path).stdout.splitlines()[0])
+    assert (found["flow"], found["overrides"]["settings"]) == ("study", ['probes=["ladder"]'])
 
 
 def test_outside_a_checkout_run_asks_for_local(tmp_path: Path):
