@@ -33,11 +33,12 @@ def max_t(
     level: float = LEVEL,
     side: Side = "two-sided",
     groups: float | None = None,
+    freedom: float | None = None,
 ) -> Bands:
     """Ends that hold for all K contrasts at once with probability `level`.
 
     The largest of the K standardised deviations is resampled. `groups`, how many equal groups were resampled, widens
-    the band as it widens an interval. A contrast that no resample moves is its own end.
+    the band as it widens an interval, and `freedom` too. A contrast that no resample moves is its own end.
     """
     resampled_RK = resampled_RK[np.isfinite(resampled_RK).all(axis=1)]
     assert len(resampled_RK), "no resample holds every contrast"
@@ -52,7 +53,7 @@ def max_t(
         deviation_RK = -deviation_RK
     critical = float(np.quantile(deviation_RK.max(axis=1), level)) if moved.any() else 0.0
     if groups is not None and critical > 0:
-        critical = widened(min(critical, MOST), groups)
+        critical = widened(min(critical, MOST), groups, freedom)
     reach = critical * spread_K
     low = estimates_K - reach if side != "upper" else np.full(len(estimates_K), -np.inf)
     high = estimates_K + reach if side != "lower" else np.full(len(estimates_K), np.inf)

@@ -12,7 +12,7 @@ many groups the levels are 2.5% and 97.5%.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -52,11 +52,14 @@ class Resampled:
     groups: float
     """How many groups of equal size the G are worth."""
     method: Method = "percentile"
+    subsets: int = 0
+    """The fewest random subsets that an arm is the mean of; 0 where none is."""
 
     def figure(self, of: Figure) -> Interval:
         with np.errstate(divide="ignore", invalid="ignore"):
             resampled, left_out = of(self.resampled_RA), of(self.left_out_GA)
-        return interval(float(of(self.measured_A)), resampled, left_out, self.groups, self.method)
+        free = freedom(resampled, left_out, self.groups, self.subsets)
+        return interval(float(of(self.measured_A)), resampled, left_out, self.groups, self.method, freedom=free)
 
     def ratio(self, over: Figure, under: Figure) -> Interval | None:
         """`over` / `under`, resampled together; None where `under` may be zero or less."""
@@ -92,6 +95,7 @@ class Resampled:
             np.concatenate([self.left_out_GA, left_out.mean(-1)], axis=1),
             self.groups,
             self.method,
+            min(weights_RS.shape[1], self.subsets or weights_RS.shape[1]),
         )
 
 
@@ -159,11 +163,14 @@ def resample(
 def subset_weights(subsets: int, resamples: int, draws: np.random.Generator) -> np.ndarray:
     """[R, S], rows that add up to 1: what each random subset of latents weighs in each resample.
 
-    S - 1 of the S are drawn, which gives the mean of few subsets the spread that it has; one alone shows no spread.
+    A mean over the S is moved normally, by its standard error s / sqrt(S). To draw so few with replacement would give
+    only a handful of means, and say too little of the subsets that were not drawn; one alone shows no spread.
     """
     if subsets == 1:
         return np.ones((resamples, 1))
-    return draws.multinomial(subsets - 1, np.full(subsets, 1 / subsets), size=resamples) / (subsets - 1)
+    noise_RS = draws.normal(size=(resamples, subsets))
+    noise_RS -= noise_RS.mean(axis=1, keepdims=True)
+    return 1 / subsets + noise_RS / np.sqrt(subsets * (subsets - 1))
 
 
 def interval(
@@ -173,11 +180,12 @@ def interval(
     groups: float,
     method: Method = "percentile",
     level: float = LEVEL,
+    freedom: float | None = None,
 ) -> Interval:
     """The interval of one figure; `left_out_G` is the figure without each group, `groups` what they are worth."""
     resampled_R = resampled_R[np.isfinite(resampled_R)]
     assert len(resampled_R) and np.isfinite(measured), "a figure to put an interval on must be a number"
-    ends = np.array([-1.0, 1.0]) * widened(float(special.ndtri((1 + level) / 2)), groups)
+    ends = np.array([-1.0, 1.0]) * widened(float(special.ndtri((1 + level) / 2)), groups, freedom)
     if method == "bca":
         bias, acceleration = _bias(measured, resampled_R), _acceleration(left_out_G[np.isfinite(left_out_G)])
         ends = bias + (bias + ends) / np.maximum(1 - acceleration * (bias + ends), 1e-3)
@@ -195,10 +203,28 @@ def levels(groups: float, level: float = LEVEL) -> np.ndarray:
     return special.ndtr(np.array([-1.0, 1.0]) * widened(float(special.ndtri((1 + level) / 2)), groups))
 
 
-@cache
-def widened(critical: float, groups: float) -> float:
-    """A normal critical value, moved outwards to what the mean of `groups` groups takes: sqrt(G / (G - 1)) t."""
-    return float(np.sqrt(groups / (groups - 1)) * stats.t.isf(special.ndtr(-critical), groups - 1))
+@lru_cache(maxsize=4096)
+def widened(critical: float, groups: float, freedom: float | None = None) -> float:
+    """A normal critical value, moved outwards to what the mean of `groups` groups takes: sqrt(G / (G - 1)) t.
+
+    `freedom` is Student's, G - 1 unless the figure is a mean over random subsets as well.
+    """
+    return float(np.sqrt(groups / (groups - 1)) * stats.t.isf(special.ndtr(-critical), freedom or groups - 1))
+
+
+def freedom(resampled_R: np.ndarray, left_out_G: np.ndarray, groups: float, subsets: int) -> float | None:
+    """Degrees of freedom of a figure whose variance comes from documents and from `subsets` random subsets.
+
+    Welch and Satterthwaite's: what documents contribute is the jackknife's variance, the rest is the subsets'. Without
+    subsets None, which means those of the groups.
+    """
+    resampled_R, left_out_G = resampled_R[np.isfinite(resampled_R)], left_out_G[np.isfinite(left_out_G)]
+    total = resampled_R.var() if subsets > 1 and len(resampled_R) else 0.0
+    if not total > 0:
+        return None
+    size = max(2, len(left_out_G))
+    of_documents = min(1.0, float(np.square(left_out_G - left_out_G.mean()).sum() * ((size - 1) / size) ** 2 / total))
+    return round(1 / (of_documents**2 / (groups - 1) + (1 - of_documents) ** 2 / (subsets - 1)), 3)
 
 
 def _difference(arm: int, other: int) -> Figure:

@@ -1,7 +1,8 @@
 """Do the intervals hold what they promise? Planted losses in documents of unequal size, with known truth.
 
-In: numbers of repetitions and of document groups. Out: how often 95% intervals of the paired difference and of the gap
-closed held the truth. Invariant: the intervals are those of `bootstrap`, by the calls that an evaluation makes.
+In: numbers of repetitions and of document groups. Out: how often 95% intervals of the paired difference, of the gap
+closed, and of a mean over random subsets of latents held the truth. Invariant: the intervals are those of `bootstrap`,
+by the calls that an evaluation makes.
 
 The losses are shaped like the published ones (paired increase of an ablation: mean 0.31, spread 0.9, median 0.06, some
 contexts far out; the coder's own increase 0.03): harm is a gamma variate with a heavy right tail, shared in part by the
@@ -67,6 +68,32 @@ def coverage(
     return [
         _covered(figure, method, groups, truths[figure], intervals) for (figure, method), intervals in found.items()
     ]
+
+
+def coverage_over_subsets(
+    repetitions: int = 1000,
+    groups: int = 60,
+    subsets: int = 4,
+    between: float = 0.02,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Covered:
+    """The same for the paired difference as a mean over random subsets of latents, which differ by `between` nats."""
+    found: list[bootstrap.Interval | None] = []
+    weights = bootstrap.Draws(np.empty((0, 0)))
+    for repetition in range(repetitions):
+        if repetition % TOGETHER == 0:
+            weights = bootstrap.draw(groups, resamples, generator(seed, "coverage", "subset resamples", repetition))
+        data = generator(seed, "coverage", "subset data", groups, subsets, repetition)
+        sums_GA, counts_G = planted(groups, data)
+        effects = data.normal(0, between, subsets)
+        noise = data.normal(0, 0.2, (groups, subsets)) * np.sqrt(counts_G)[:, None]
+        arms = sums_GA[:, [REWRITTEN]] + effects * counts_G[:, None] + noise
+        drawn = weights.means(np.concatenate([sums_GA[:, [MEAN]], arms], axis=1), counts_G)
+        of_subsets = bootstrap.subset_weights(subsets, resamples, generator(seed, "coverage", "subsets", repetition))
+        pooled = drawn.with_means([range(1, 1 + subsets)], of_subsets)
+        found.append(pooled.difference(1 + subsets, 0))
+    return _covered("over subsets", "percentile", groups, -SHARE * GAP, found)
 
 
 def planted(groups: int, draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

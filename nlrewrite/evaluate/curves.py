@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from nlrewrite.evaluate import bands
-from nlrewrite.evaluate.bootstrap import Figure, Resampled
+from nlrewrite.evaluate.bootstrap import Figure, Resampled, freedom
 from nlrewrite.evaluate.rows import Measured, Row
 
 NAMED = ("arm", "site", "simulator", "explanation", "calibrator", "information", "topk")
@@ -70,8 +70,9 @@ def told(of: Measured, position: str) -> list[Row]:
     for curve in curves(of):
         fractions_K, drawn = np.array(curve.fractions), of.ce
         estimates_K, resampled_RK = curve.over_mean(drawn.measured_A), curve.over_mean(drawn.resampled_RA)
-        both = bands.max_t(estimates_K, resampled_RK, groups=drawn.groups)
-        upper = bands.max_t(estimates_K, resampled_RK, side="upper", groups=drawn.groups)
+        free = _freedom(drawn, resampled_RK, curve.over_mean(drawn.left_out_GA))
+        both = bands.max_t(estimates_K, resampled_RK, groups=drawn.groups, freedom=free)
+        upper = bands.max_t(estimates_K, resampled_RK, side="upper", groups=drawn.groups, freedom=free)
         points = [drawn.difference(arm, floor) for arm, floor in zip(curve.arms, curve.floors, strict=True)]
         between, closed = _areas(drawn, curve, fractions_K, coder)
         rows.append(
@@ -97,9 +98,9 @@ def told(of: Measured, position: str) -> list[Row]:
 def worst(found: Mapping[str, Measured]) -> dict[tuple[object, ...], Row]:
     """For each rewriting by sentences the worst that it can be against mean ablation, anywhere, with 95% confidence.
 
-    The contrasts of all fractions, selections and positions, each as a share of what mean ablation of all latents costs
-    at its position, get one-sided bounds that hold together; the largest of them is the answer. None where the cost may
-    be nothing.
+    The contrasts of all fractions, subsets and positions, each as a share of what mean ablation of all latents costs at
+    its position, get one-sided bounds that hold together; the largest of them is the answer. It speaks of the subsets
+    that were drawn, and of all documents. Nothing where the cost may be nothing.
     """
     columns: dict[tuple[object, ...], list[tuple[float, np.ndarray, float]]] = {}
     groups = 0.0
@@ -108,20 +109,14 @@ def worst(found: Mapping[str, Measured]) -> dict[tuple[object, ...], Row]:
         groups = drawn.groups
         if not drawn.difference(floor, coder).low > 0:
             return {}
-        seen: set[int] = set()
-        for curve in curves(of):
-            if curve.named["arm"] != "rewritten":
-                continue
-            name = tuple(curve.named[field] for field in NAMED)
-            for arm, mean in zip(curve.arms, curve.floors, strict=True):
-                if arm in seen:
-                    continue
-                seen.add(arm)
-                whole = drawn.resampled_RA[:, floor] - drawn.resampled_RA[:, coder]
-                over = drawn.resampled_RA[:, arm] - drawn.resampled_RA[:, mean]
-                cost = drawn.measured_A[floor] - drawn.measured_A[coder]
-                estimate = float((drawn.measured_A[arm] - drawn.measured_A[mean]) / cost)
-                columns.setdefault(name, []).append((estimate, over / whole, float(cost)))
+        whole_R = drawn.resampled_RA[:, floor] - drawn.resampled_RA[:, coder]
+        cost = float(drawn.measured_A[floor] - drawn.measured_A[coder])
+        for at in range(of.count):
+            key = asdict(of.arm(at).key)
+            if key["arm"] == "rewritten":
+                over = _over(at, of.found("mean", at))
+                contrast = float(over(drawn.measured_A)) / cost, over(drawn.resampled_RA) / whole_R, cost
+                columns.setdefault(tuple(key[field] for field in NAMED), []).append(contrast)
     answers: dict[tuple[object, ...], Row] = {}
     for name, contrasts in columns.items():
         estimates = np.array([estimate for estimate, _, _ in contrasts])
@@ -133,6 +128,17 @@ def worst(found: Mapping[str, Measured]) -> dict[tuple[object, ...], Row]:
             "contrasts": len(contrasts),
         }
     return answers
+
+
+def _freedom(drawn: Resampled, resampled_RK: np.ndarray, left_out_GK: np.ndarray) -> float | None:
+    """The fewest degrees of freedom of any of the contrasts."""
+    columns = zip(resampled_RK.T, left_out_GK.T, strict=True)
+    found = [freedom(resampled, left_out, drawn.groups, drawn.subsets) for resampled, left_out in columns]
+    return min((each for each in found if each is not None), default=None)
+
+
+def _over(arm: int, mean: int) -> Figure:
+    return lambda means: means[..., arm] - means[..., mean]
 
 
 def _areas(

@@ -156,7 +156,7 @@ def row(of: Measured, at: int, absolute: bool) -> Row:
         **_told("delta_ce", of.ce.difference(at, original)),
         **_told("kl", of.kl.difference(at, original)),
         **_told("kl_coder", _of(of.kl_coder, at)),
-        **_told("agreement", _of(of.agrees, at)),
+        **_told("agreement", _within_one(_of(of.agrees, at))),
         **_told("gap_closed", of.ce.share(floor, coder, at)),
         **_told("gap_closed_kl", of.kl.share(floor, coder, at)),
         **_told("over_mean", over_mean),
@@ -178,6 +178,11 @@ def row(of: Measured, at: int, absolute: bool) -> Row:
 def _of(values: Resampled, at: int) -> Interval | None:
     """The mean of one arm, if it was measured."""
     return None if np.isnan(values.measured_A[at]) else values.figure(lambda means: means[..., at])
+
+
+def _within_one(share: Interval | None) -> Interval | None:
+    """A share whose interval, with few subsets, may reach beyond what shares can be."""
+    return share and Interval(share.mean, max(0.0, share.low), min(1.0, share.high))
 
 
 def _told(name: str, found: Interval | None) -> Row:
@@ -210,10 +215,11 @@ def _by_context(of: Measured, at: int, original: int, floor: int, absolute: bool
     delta_W, over_W = against(original), against(floor)
     ordered = np.sort(delta_W)
     error = paired.spread(delta_W * counts_W, counts_W, group_W)
-    drawn = of.ce.resampled_RA[:, at] - of.ce.resampled_RA[:, original]
+    members = of.ce.measured_A[list(of.members(at))]
+    between = float(members.std(ddof=1) / np.sqrt(len(members))) if len(members) > 1 else 0.0
     median = paired.median_interval(np.abs(delta_W), group_W, of.draws, of.groups) if absolute else None
     return {
-        "delta_ce_se": error.clustered if at < of.count else float(np.nanstd(drawn)),
+        "delta_ce_se": float(np.hypot(error.clustered, between)),
         "delta_ce_se_contexts": error.independent,
         "median_delta_ce": float(np.median(ordered)),
         "trimmed_delta_ce": paired.trimmed_mean(ordered),

@@ -202,7 +202,7 @@ def test_large_tables_are_multiplied_in_blocks(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_mean_over_subsets_varies_with_documents_and_with_subsets() -> None:
-    """Two-way planted losses: the interval's spread is that of both effects and of their noise."""
+    """Two-way planted losses: the spread is that of both effects, and the freedom lies between theirs."""
     draws = generator(0, "two-way")
     groups, subsets = 400, 5
     document, subset = draws.normal(0, 1.0, (groups, 1)), draws.normal(0, 0.1, (1, subsets))
@@ -213,8 +213,13 @@ def test_a_mean_over_subsets_varies_with_documents_and_with_subsets() -> None:
     assert pooled.measured_A[-1] == pytest.approx(values.mean())
     documents = values.mean(1).var() / groups
     between = values.mean(0).var(ddof=1) / subsets
-    expected = np.sqrt(documents + between)
-    assert pooled.resampled_RA[:, -1].std() == pytest.approx(expected, rel=0.06)
+    assert pooled.resampled_RA[:, -1].std() == pytest.approx(np.sqrt(documents + between), rel=0.06)
+    free = bootstrap.freedom(pooled.resampled_RA[:, -1], pooled.left_out_GA[:, -1], pooled.groups, pooled.subsets)
+    expected = (documents + between) ** 2 / (documents**2 / (groups - 1) + between**2 / (subsets - 1))
+    assert free == pytest.approx(expected, rel=0.3)
+    assert subsets - 1 < expected < groups / 2
+    assert found.subsets == 0
+    assert bootstrap.freedom(found.resampled_RA[:, 0], found.left_out_GA[:, 0], found.groups, 0) is None
     assert pooled.left_out_GA[:, -1] == pytest.approx(found.left_out_GA.mean(1))
     alone = found.with_means([range(subsets)], np.full((6000, subsets), 1 / subsets))
     assert alone.resampled_RA[:, -1].std() == pytest.approx(np.sqrt(documents), rel=0.06)
@@ -233,6 +238,7 @@ def test_weights_of_subsets_add_up_and_one_subset_is_itself() -> None:
     weights = bootstrap.subset_weights(4, 1000, generator(0, "subsets"))
     assert weights.sum(1) == pytest.approx(np.ones(1000))
     assert weights.mean(0) == pytest.approx(np.full(4, 0.25), abs=0.03)
+    assert weights.std(0) == pytest.approx(np.full(4, 0.25), rel=0.1)
     assert weights.mean(1).std() == pytest.approx(0)
     assert bootstrap.subset_weights(1, 3, generator(0, "subsets")).tolist() == [[1.0]] * 3
     found = resampled(generator(0, "none").normal(size=(9, 2)))

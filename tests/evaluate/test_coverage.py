@@ -26,7 +26,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(found: Records, figure: s
 def test_few_documents_are_covered_too_and_would_not_be_without_the_widening(monkeypatch: pytest.MonkeyPatch) -> None:
     with_it = coverage.coverage(400, groups=12, methods=("percentile",))[0].covered
     assert 0.93 <= with_it <= 0.985
-    monkeypatch.setattr(bootstrap, "widened", lambda critical, groups: critical)
+    monkeypatch.setattr(bootstrap, "widened", lambda critical, *_: critical)
     assert coverage.coverage(400, groups=12, methods=("percentile",))[0].covered < 0.92
 
 
@@ -46,3 +46,10 @@ def test_the_same_seed_gives_the_same_record() -> None:
     assert coverage.coverage(20, 30, 300, seed=3) == coverage.coverage(20, 30, 300, seed=3)
     assert coverage.coverage(20, 30, 300, seed=3) != coverage.coverage(20, 30, 300, seed=4)
     assert np.isfinite([one.width for one in coverage.coverage(20, 30, 300)]).all()
+
+
+@pytest.mark.parametrize(("subsets", "between"), [(4, 0.05), (3, 0.0)])
+def test_means_over_few_random_subsets_are_covered(subsets: int, between: float) -> None:
+    """Mostly the subsets' own differences, and none at all, where the interval is a little wider than it need be."""
+    record = coverage.coverage_over_subsets(300, 40, subsets, between, resamples=1000)
+    assert 0.92 <= record.covered <= (0.985 if between else 1.0)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from nlrewrite.evaluate.losses import losses
+from nlrewrite.evaluate import losses as measuring
+from nlrewrite.evaluate.losses import Where, losses
 from nlrewrite.progress import Progress
 from nlrewrite.subject import sites
 from tests.evaluate.planted import Planted, planted
@@ -21,6 +22,10 @@ def shifted(rows: np.ndarray, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def own(rows: np.ndarray, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return y
+
+
+def coded(rows: np.ndarray, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return 0.9 * y
 
 
 def one_by_one(given: Planted, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -115,3 +120,63 @@ def test_a_uniform_prediction_costs_the_logarithm_of_the_vocabulary(given: Plant
         head.data.copy_(kept)
     assert found.ce == pytest.approx(np.full(len(found.ce), np.log(head.shape[0])), abs=1e-5)
     assert found.kl == pytest.approx(np.zeros(len(found.kl)), abs=1e-6)
+
+
+@pytest.mark.parametrize("where", ["all", "last"])
+@pytest.mark.parametrize("batch_tokens", [1, 1000])
+def test_arms_are_compared_with_the_coder_and_the_originals_first_choice(
+    given: Planted, where: Where, batch_tokens: int
+) -> None:
+    logits: dict[str, torch.Tensor] = {}
+    writes = {"original": None, "coder": coded, "patched": shifted}
+    for name, write in writes.items():
+        at, kept = 0, []
+        for row, length in enumerate(given.windows.lengths.tolist()):
+            ids = torch.from_numpy(given.windows.tokens[row : row + 1, :length].astype(np.int64))
+            rows, at = np.arange(at, at + length), at + length
+            chosen = slice(0, length) if where == "all" else slice(length - 1, length)
+
+            def replace(x, y, rows=rows, chosen=chosen, write=write):
+                full = y.clone()
+                full[0, chosen] = y[0, chosen] if write is None else write(rows[chosen], x[0, chosen], y[0, chosen])
+                return full
+
+            with sites.patched(given.model, given.located, replace):
+                kept.append(torch.log_softmax(sites.logits(given.model, ids), -1)[0, chosen])
+        logits[name] = torch.cat(kept)
+    arms = {name: (where, write) for name, write in writes.items()}
+    found = losses(given.model, given.located, given.windows, arms, batch_tokens, PROGRESS, {where: "coder"})
+    for name, patched in logits.items():
+        expected = (logits["coder"].exp() * (logits["coder"] - patched)).sum(-1)
+        assert found[name].kl_coder == pytest.approx(expected.numpy(), abs=2e-5)
+        agrees = patched.argmax(-1) == logits["original"].argmax(-1)
+        assert found[name].agrees is not None
+        assert found[name].agrees.tolist() == agrees.tolist()
+    assert not np.any(found["coder"].kl_coder)
+    assert np.min(found["original"].kl_coder) > 0
+    assert 0 < np.mean(found["patched"].agrees) < 1
+    alone = losses(given.model, given.located, given.windows, arms, batch_tokens, PROGRESS)
+    assert alone["patched"].kl_coder is None
+    assert alone["patched"].kl.tolist() == found["patched"].kl.tolist()
+
+
+def test_a_coder_is_measured_once_for_all_arms(given: Planted) -> None:
+    calls: list[int] = []
+
+    def counting(rows: np.ndarray, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        calls.append(len(rows))
+        return coded(rows, x, y)
+
+    arms = {"a": ("all", shifted), "coder": ("all", counting), "b": ("all", shifted)}
+    losses(given.model, given.located, given.windows, arms, 1000, PROGRESS, {"all": "coder"})
+    assert calls == [len(given.where)]
+
+
+def test_divergences_do_not_depend_on_how_many_are_computed_at_a_time(
+    given: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = {"a": ("all", shifted)}
+    whole = losses(given.model, given.located, given.windows, arms, 1000, PROGRESS)["a"]
+    monkeypatch.setattr(measuring, "CHUNK", 100)
+    parts = losses(given.model, given.located, given.windows, arms, 1000, PROGRESS)["a"]
+    assert parts.kl == pytest.approx(whole.kl, abs=1e-7)
