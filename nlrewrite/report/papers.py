@@ -125,7 +125,7 @@ def p2_3(run: Run) -> Figure | str:
             return f"No {label} predictions were measured at any share below all: {PARTLY}."
         lines += arms.rewritten(label, calibrator, "top", colour)
     lines += arms.ablation("mean", "top", GREY) or arms.ablation("mean", "sampled", GREY)
-    return _figure(arms, "p2-3", "What normalisation is aimed at", lines, "Best-scoring latents first.")
+    return _figure(arms, "p2-3", "What normalisation is aimed at", lines, "Best-scoring latents first.", "best first")
 
 
 def _by_share(run: Run, name: str, title: str, kind: re.Pattern[str], floor: str, statistic: str) -> Figure | str:
@@ -141,10 +141,10 @@ def _by_share(run: Run, name: str, title: str, kind: re.Pattern[str], floor: str
     if not any(line.label == "at random" for line in lines) or not any(line.label == "best first" for line in lines):
         return "It compares the best-scoring latents with random ones; evaluate.selections names only one of them."
     about = f"Calibrator: {calibrator}; {FLOORS[floor][1]} of the same random latents."
-    return _figure(arms, name, title, lines, about)
+    return _figure(arms, name, title, lines, about, calibrator)
 
 
-def _figure(arms: "_Arms", name: str, title: str, lines: Sequence[Line], about: str) -> Figure:
+def _figure(arms: "_Arms", name: str, title: str, lines: Sequence[Line], about: str, panel: str) -> Figure:
     highest = max((point.high for line in lines if line.colour == GREY for point in line.points), default=0.0)
     whole = max(point.high for line in lines for point in line.points)
     lowest = min(0.0, *(point.low for line in lines for point in line.points))
@@ -155,7 +155,7 @@ def _figure(arms: "_Arms", name: str, title: str, lines: Sequence[Line], about: 
         name,
         title,
         f"{arms.words}, patched {where}. {about}{cut}",
-        (curves.by_share(name, title, arms.axis, lines, (lowest * 1.05, top * 1.05)),),
+        (curves.by_share(name, panel, arms.axis, lines, (lowest * 1.05, top * 1.05)),),
         curves.table([(name, lines)], "share", arms.statistic),
     )
 

@@ -107,6 +107,8 @@ tr.quoted th { box-shadow: -0.6rem 0 0 color-mix(in srgb, var(--blue) 9%, transp
 .ladder tbody th { min-width: 12.5rem; }
 .ladder td.n, .ladder th.n { padding-left: 0.45rem; }
 .papers td:last-child { color: var(--soft); }
+.papers tbody th { white-space: nowrap; }
+#papers .figures { margin-top: 2rem; }
 .more { margin: 1rem 0 1.6rem; }
 .more > summary { cursor: pointer; color: var(--link); font-size: 0.92rem; }
 .protocol { border-left: 3px solid var(--orange); background: var(--card); padding: 0.9rem 1.1rem 0.5rem;
