@@ -55,20 +55,20 @@ def losses(
     """
     import torch
 
-    parts: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in arms}
+    count = {"all": int(windows.lengths.sum()), "last": len(windows)}
+    kept = {name: _Kept(count[where], coder is not None and where in coder) for name, (where, _) in arms.items()}
     at = 0
     with progress.stage("patched losses", len(windows)) as advance:
         for rows in batches(windows, batch_tokens):
             part = windows[rows]
             ids, valid = padded(part), inside(part)
-            count = int(valid.sum())
-            span = np.arange(at, at + count)
-            at += count
+            span = np.arange(at, at + int(valid.sum()))
+            at += len(span)
             tail = sites.Tail(model, located, ids)
             flat = valid.flatten().nonzero().squeeze(1)
             labels = torch.from_numpy(part.tokens[:, 1 : 1 + ids.shape[1]].astype(np.int64)).flatten()
             batch = _Batch(tail, flat, labels, span)
-            chosen: dict[Where, np.ndarray] = {"all": np.arange(count), "last": np.cumsum(part.lengths) - 1}
+            chosen: dict[Where, np.ndarray] = {"all": np.arange(len(span)), "last": np.cumsum(part.lengths) - 1}
             for where, rows in chosen.items():  # one position after the other: two references are held at a time
                 named = {name: write for name, (position, write) in arms.items() if position == where}
                 if not named:
@@ -83,9 +83,9 @@ def losses(
                         patched = reference
                     else:
                         patched = batch.log_probabilities(write, rows)
-                    parts[name].append(_measure(original, reference, patched, first, labels[flat[rows]]))
+                    kept[name].add(_measure(original, reference, patched, first, labels[flat[rows]]))
             advance(len(part))
-    return {name: _joined(kept) for name, kept in parts.items()}
+    return {name: each.losses() for name, each in kept.items()}
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,13 @@ class _Batch:
 
 def _measure(
     original: "Tensor", coder: "Tensor | None", patched: "Tensor", first: "Tensor", labels: "Tensor"
-) -> tuple[np.ndarray, ...]:
+) -> "tuple[Tensor, ...]":
     """Loss, KL from the original, agreement with its first choice and, with a coder, KL from that: per position."""
     ce = -patched.gather(1, labels[:, None]).squeeze(1)
     columns = [ce, _divergence(original, patched), patched.argmax(-1) == first]
     if coder is not None:
         columns.append(_divergence(coder, patched))
-    return tuple(column.numpy() for column in columns)
+    return tuple(columns)
 
 
 def _divergence(reference: "Tensor", patched: "Tensor") -> "Tensor":
@@ -133,6 +133,24 @@ def _divergence(reference: "Tensor", patched: "Tensor") -> "Tensor":
     return torch.cat([(told.exp() * (told - found)).sum(-1) for told, found in parts])
 
 
-def _joined(parts: list[tuple[np.ndarray, ...]]) -> Losses:
-    ce, kl, agrees, *kl_coder = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Losses(ce, kl, kl_coder[0] if kl_coder else None, agrees)
+class _Kept:
+    """The numbers of one arm, in arrays that are there from the start.
+
+    Small arrays that outlive a batch, made between large ones that do not, would keep the memory of all of them.
+    """
+
+    def __init__(self, count: int, with_coder: bool) -> None:
+        types = [np.float32, np.float32, np.bool_, *([np.float32] if with_coder else [])]
+        self._columns = [np.empty(count, dtype=each) for each in types]
+        self._filled = 0
+
+    def add(self, found: "tuple[Tensor, ...]") -> None:
+        upto = self._filled + len(found[0])
+        for column, part in zip(self._columns, found, strict=True):
+            column[self._filled : upto] = part.numpy()
+        self._filled = upto
+
+    def losses(self) -> Losses:
+        assert self._filled == len(self._columns[0]), "every position is measured once"
+        ce, kl, agrees, *kl_coder = self._columns
+        return Losses(ce, kl, kl_coder[0] if kl_coder else None, agrees)
