@@ -24,7 +24,7 @@ from nlrewrite.calibrate.pairing import level_answers
 from nlrewrite.evaluate.arms import Sources
 from nlrewrite.score import diagnostics, measures
 from nlrewrite.score.build import read_scores
-from nlrewrite.score.diagnostics import Diagnosis
+from nlrewrite.score.diagnostics import CELLS, Diagnosis
 from nlrewrite.simulate import rules as simulation
 from nlrewrite.simulate.said import Answers, Said, Spoken, answers, blocks, centre
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RAW = ("none", "published")
-CELLS = 4_000_000
-"""Predictions of a block."""
 EDGES = np.concatenate([[0.0], np.geomspace(1e-4, 2.0, 44)])
 """Of the histograms, in shares of a latent's largest activation; what lies above counts in the last bin."""
 QUANTILE = re.compile(r"quantile-\d(-tenth)?")

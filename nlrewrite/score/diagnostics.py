@@ -17,7 +17,8 @@ LEAST = 1e-6
 """Probabilities are kept this far from 0 and 1 for the log loss, and the lowest bin starts here."""
 PER_DECADE = 4
 BINS = round(-np.log10(LEAST)) * PER_DECADE
-ROWS = 2048
+CELLS = 4_000_000
+"""Values of a block."""
 LEAST_IN_BIN = 3
 NORMAL = 1.96
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -108,8 +109,9 @@ def errors(values: Values, truth: Codes) -> np.ndarray:
         return squares - 2 * shift * np.asarray(apart.sum(0)).ravel() + apart.get_shape()[0] * shift**2
     total = np.zeros(len(truth.constant_L))
     count = truth.extra_PL.get_shape()[0]
-    for start in range(0, count, ROWS):
-        rows = np.arange(start, min(start + ROWS, count))
+    size = max(1, CELLS // max(len(total), 1))
+    for start in range(0, count, size):
+        rows = np.arange(start, min(start + size, count))
         total += np.square(values.dense(rows).astype(np.float64) - truth.dense(rows)).sum(0)
     return total
 
