@@ -16,7 +16,7 @@ from nlrewrite.pipeline import Outcome
 from nlrewrite.planning import Plan
 from nlrewrite.profiles import Overrides
 from nlrewrite.progress import Progress
-from nlrewrite.specs import TinySubject
+from nlrewrite.specs import PROBES, TinySubject
 from tests import small_steps
 
 BEFORE_EXPLAIN = {"corpus", "subject", "tokens", "coder"}
@@ -286,6 +286,7 @@ print([name for name in heavy if name in sys.modules])
 
 
 def test_labels_are_the_steps_of_the_composition_in_order():
-    found = pipeline.labels(profiles.settled("smoke", Overrides()))
+    found = pipeline.labels(profiles.settled("smoke", profiles.probing(Overrides(), PROBES)))
     assert (next(iter(found)), next(reversed(found))) == ("corpus", "report")
     assert set(found.values()) == set(steps.STEPS)
+    assert set(pipeline.labels(profiles.settled("smoke", Overrides())).values()) == set(steps.STEPS) - set(PROBES)

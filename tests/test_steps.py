@@ -44,6 +44,9 @@ SPEC_OF: dict[str, Any] = {
     "calibration": specs.CalibrateSpec,
     "evaluation": specs.EvaluateSpec,
     "report": specs.ReportSpec,
+    "ladder": specs.LadderSpec,
+    "requirement": specs.RequirementSpec,
+    "sample-size": specs.SampleSizeSpec,
 }
 
 
@@ -198,10 +201,11 @@ def some_names() -> list[dict[str, Any]]:
 
     def note(label: str, kind: str, spec: specs.Spec, **inputs: Artifact) -> Artifact:
         variants[kind].append(spec)
-        inputs_of[kind] = inputs
+        inputs_of.setdefault(kind, inputs)
         return name(kind, spec, inputs)
 
     rewrite(specs.RewriteSpec(), note)
+    rewrite(specs.RewriteSpec(probes=specs.PROBES), note)
     revision = "0123456789abcdef0123456789abcdef01234567"
     text = specs.HubDataset(dataset="some/texts", revision=revision, config="ten")
     variants["corpus"] += [specs.TextSpec(source=text), specs.TextSpec(source=specs.TextFolder(content="0" * 64))]
