@@ -222,8 +222,10 @@ def headline(results: Mapping[str, Any]) -> str:
         "oracle mask": head["oracle"],
     }
     over = head["over_token_lookup"]
+    where = "all positions" if head["position"] == "all" else "the last position"
+    on = head["chosen_on"]
     return (
-        f"Rewritten in sentences, all latents at all positions, the layer closes {number(head['gap_closed'])} "
+        f"Rewritten in sentences, all latents at {where}, the layer closes {number(head['gap_closed'])} "
         f"[{number(head['low'])}, {number(head['high'])}] of the gap between its latents at their mean and the coder"
         f" ({', '.join(f'{name} {number(value)}' for name, value in controls.items() if value is not None)})"
         + (
@@ -231,7 +233,7 @@ def headline(results: Mapping[str, Any]) -> str:
             if over
             else ""
         )
-        + f"; calibrator chosen on {head['chosen_on']}."
+        + ("; calibrator as the protocol has it." if on == "protocol" else f"; calibrator chosen on {on}.")
     )
 
 

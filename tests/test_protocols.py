@@ -9,6 +9,8 @@ from nlrewrite.errors import SettingError
 from nlrewrite.profiles import Overrides, settled
 from nlrewrite.protocols import PROTOCOLS, merged
 from nlrewrite.specs import EvaluateSpec, RewriteSpec
+from nlrewrite.terminal import headline
+from tests.small_steps import RESULTS
 
 PUBLISHED = [name for name in PROTOCOLS if name != "ours"]
 
@@ -77,3 +79,13 @@ def test_merging_leaves_both_as_they_were() -> None:
     out["a"]["b"], out["e"]["f"] = 9, 9
     assert (mine["a"]["b"], theirs["a"]["b"], theirs["e"]["f"]) == (1, 4, 5)
     assert profiles.PROFILES["tiny"].fields == {}
+
+
+def test_a_run_says_where_it_patched_and_who_settled_the_calibrator() -> None:
+    ours = RESULTS["headline"]
+    said = headline({**RESULTS, "headline": ours})
+    assert "all latents at all positions" in said
+    assert said.endswith("calibrator chosen on calibrate.")
+    theirs = headline({**RESULTS, "headline": {**ours, "position": "last", "chosen_on": "protocol"}})
+    assert "all latents at the last position" in theirs
+    assert theirs.endswith("calibrator as the protocol has it.")

@@ -248,6 +248,14 @@ def language(facts: Facts) -> str:
     )
 
 
+UNEXPLAINED = {
+    "mean": "set to their mean",
+    "true": "kept as they truly are",
+    "zero": "set to zero",
+    "largest": "set to their largest activation",
+}
+
+
 def caveats(facts: Facts, headline: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     """What a careful reader would ask."""
     said = []
@@ -285,9 +293,10 @@ def caveats(facts: Facts, headline: Mapping[str, Any], row: Mapping[str, Any]) -
     )
     missing = facts.latents - facts.sentences
     if missing:
+        given = UNEXPLAINED[str(facts.evaluate.get("unexplained", "mean"))]
         said.append(
-            f"{many(missing, 'latent')} of {count(facts.latents)} have no readable sentence. They are set to their "
-            f"mean in the rewritten arm, and count as not explained."
+            f"{many(missing, 'latent')} of {count(facts.latents)} have no readable sentence. They are {given} in the "
+            f"rewritten arm, and count as not explained."
         )
     return said
 
