@@ -120,7 +120,7 @@ class Needed(pipeline.Builder):
 ACTIVATIONS = ("activations-explain", "activations-calibrate", "activations-report")
 MODELLED = ("corpus", "subject", "tokens", "coder", *ACTIVATIONS)
 SAID = ("explanations", "simulation-calibrate", "simulation-report")
-GATED = ("gates", "simulation-calibrate-gate", "simulation-report-gate")
+GATED = ("gates", *(f"simulation-{split}-{rung}" for rung in ("gate", "gated") for split in ("calibrate", "report")))
 
 
 def settled(given: argparse.Namespace, seed: int) -> tuple[RewriteSpec, Store, Execution]:
@@ -134,7 +134,7 @@ def inputs_of(probe: str, given: argparse.Namespace, seed: int) -> tuple[dict[st
     spec, store, execution = settled(given, seed)
     needed = Needed(store, execution, lambda label: label in (*MODELLED, *SAID))
     rewrite(spec, needed)
-    found = {label: each for label, each in needed.inputs[probe].items() if not label.endswith("-gate")}
+    found = {label: each for label, each in needed.inputs[probe].items() if not label.endswith(("-gate", "-gated"))}
     return {label: store.folder(each) for label, each in found.items()}, execution
 
 

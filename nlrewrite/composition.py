@@ -12,10 +12,11 @@ from nlrewrite.artifacts import Artifact
 from nlrewrite.specs import GatingSpec, Probe, RewriteSpec, Spec, Split
 
 _KNOWN = ("subject", "tokens", "coder", "explain", "calibrate", "report")
+_SAID = ("on-calibrate", "simulation")
 PROBED: dict[Probe, tuple[str, ...]] = {
-    "ladder": (*_KNOWN, "on-calibrate", "simulation", "on-calibrate-gate", "simulation-gate"),
+    "ladder": (*_KNOWN, *(f"{label}{rung}" for rung in ("", "-gate", "-gated") for label in _SAID)),
     "requirement": _KNOWN,
-    "sample-size": (*_KNOWN, "on-calibrate", "simulation"),
+    "sample-size": (*_KNOWN, *_SAID),
 }
 """What each probe reads, by the labels that the evaluation has for it; gates where they are measured at all."""
 

@@ -71,8 +71,8 @@ RUNGS = (
     Rung("matched", "mean ablation of the same latents", "quantile-6", False, True, False),
     Rung("paired", "intervals of paired differences", "quantile-6"),
     Rung("conditional mean", "the conditional mean (hurdle)", "hurdle@expected"),
-    Rung("log-odds", "the log-odds of a digit above 0, not its mean", "hurdle"),
-    Rung("centred", "less the mean over latents of each context", "hurdle@centred"),
+    Rung("all digits", "all that the digits say, not their mean", "all digits"),
+    Rung("centred", "less the mean over latents of each context", "centred"),
     Rung("gate", "only on tokens that the latent's gate names", "gate"),
     Rung("output gain", "one gain, fitted to what the latents write", "gain"),
 )
@@ -88,6 +88,8 @@ class Simulator:
     loose: "Heard | None" = None
     """Its expected digits on the report split before they are renormalised."""
     auc: float | None = None
+    inside: tuple[Spoken, Spoken] | None = None
+    """What the rules say inside the gates, on both splits."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,11 @@ def build(spec: LadderSpec, inputs: dict[str, Folder], out: Path, running: "Runn
 
 
 def rules_of(inputs: dict[str, Folder], up: Upstream, chosen: Chosen) -> Simulator:
-    return Simulator("rules", *_spoken(inputs, up, chosen, "on-calibrate", "simulation"))
+    said = _spoken(inputs, up, chosen, "on-calibrate", "simulation")
+    gated = "simulation-gated" in inputs
+    return Simulator(
+        "rules", *said, inside=_spoken(inputs, up, chosen, "on-calibrate-gated", "simulation-gated") if gated else None
+    )
 
 
 def _spoken(
@@ -225,19 +231,43 @@ def _all_values(
     for name in ("quantile-7", "quantile-6"):
         yield name, apply.predictions(up.fit(name, on_digits, chosen), digits)
     yield "hurdle@expected", apply.predictions(up.fit("hurdle", on_digits, chosen), digits)
+    if simulator.name == "rules":
+        yield from _rules_values(up, chosen, simulator)
+    else:
+        yield from _oracle_values(up, chosen, simulator, gates)
+
+
+def _rules_values(up: Upstream, chosen: Chosen, simulator: Simulator) -> Iterator[tuple[str, Predictions]]:
+    """Of a few levels, each of which has a value of its own; inside a gate the sentence says them anew."""
+    on_calibrate, on_report = simulator.on_calibrate, simulator.on_report
+    fitted = up.fit("levels", on_calibrate, chosen)
+    for name in ("all digits", "centred"):  # a reader of rules has no moods: there is nothing to take off
+        yield name, apply.predictions(fitted, on_report)
+    if simulator.inside is not None:
+        on_calibrate, on_report = simulator.inside
+        fitted = up.fit("levels", on_calibrate, chosen)
+        yield "gate", apply.predictions(fitted, on_report)
+    gain = output_gain(apply.predictions(fitted, on_calibrate), up.mean_L, chosen.truth_SL, up.dec_LE)
+    yield "gain", drawn_in(apply.predictions(fitted, on_report), up.mean_L, gain)
+
+
+def _oracle_values(
+    up: Upstream, chosen: Chosen, simulator: Simulator, gates: Gates | None
+) -> Iterator[tuple[str, Predictions]]:
+    """Of the log-odds that the digit is not 0, which is where an oracle's digits know what it knows."""
     on_odds, odds = Heard(simulator.on_calibrate, "log-odds"), Heard(simulator.on_report, "log-odds")
-    yield "hurdle", apply.predictions(up.fit("hurdle", on_odds, chosen), odds)
+    yield "all digits", apply.predictions(up.fit("hurdle", on_odds, chosen), odds)
     last = up.fit("hurdle@centred", on_odds, chosen)
-    yield "hurdle@centred", apply.predictions(last, odds)
+    yield "centred", apply.predictions(last, odds)
+    behind = behind_gate(last, on_odds, gates.on_calibrate, chosen.truth_SL) if gates else None
 
     def final(said: Said, passing: Said | None) -> Predictions:
         return gated(behind, said, passing) if passing and behind else apply.predictions(last, said)
 
-    behind = behind_gate(last, on_odds, gates.on_calibrate, chosen.truth_SL) if gates else None
     if gates is not None:
         yield "gate", final(odds, gates.on_report)
-    gain = output_gain(final(on_odds, gates and gates.on_calibrate), mean_L, chosen.truth_SL, up.dec_LE)
-    yield "gain", drawn_in(final(odds, gates and gates.on_report), mean_L, gain)
+    gain = output_gain(final(on_odds, gates and gates.on_calibrate), up.mean_L, chosen.truth_SL, up.dec_LE)
+    yield "gain", drawn_in(final(odds, gates and gates.on_report), up.mean_L, gain)
 
 
 def why_nothing(rung: Rung, simulator: Simulator, fraction: float) -> str:
@@ -248,6 +278,8 @@ def why_nothing(rung: Rung, simulator: Simulator, fraction: float) -> str:
         return "all latents are replaced, so that there are no others"
     if simulator.name == "rules" and rung.name in ("missing", "renormalised"):
         return "a reader of rules always answers, and its digits add up to one"
+    if simulator.name == "rules" and rung.name == "centred":
+        return "a reader of rules has no moods: what it says of a latent does not depend on others"
     if rung.name == "nine":
         return "it takes certainty: no distribution over digits has an expected 9 otherwise"
     return ""

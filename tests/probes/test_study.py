@@ -20,7 +20,8 @@ from nlrewrite.specs import PROBES, SampleSizeSpec, Spec
 READ = (
     *("corpus", "subject", "tokens", "coder", "activations-explain", "activations-calibrate", "activations-report"),
     *("explanations", "simulation-calibrate", "simulation-report", "gates"),
-    *("simulation-calibrate-gate", "simulation-report-gate", *PROBES),
+    *(f"simulation-{split}-{rung}" for split in ("calibrate", "report") for rung in ("gate", "gated")),
+    *PROBES,
 )
 
 
@@ -66,7 +67,7 @@ def test_a_ladder_for_every_simulator_and_fraction(study: dict[str, Any]) -> Non
     assert (one.xs("matched", level="name")["effect"] == 0).all()
     assert (one["evicted"] == 0).all()
     assert one.loc[("oracle 0.95", "missing"), "effect"] != 0
-    assert one.loc[("rules", "missing"), "effect"] == 0
+    assert one.loc[("rules", "missing"), "effect"] == one.loc[("rules", "centred"), "effect"] == 0
     half = rows[rows["fraction"] == 0.5].set_index(["simulator", "name"])
     assert half.loc[("oracle 0.95", "published"), "evicted"] > 0
 
