@@ -101,7 +101,7 @@ class Drawn:
 
     def _weights(self, latents: slice, found: Answers) -> tuple[np.ndarray, np.ndarray]:
         """How many contexts each case stands for, and the share of each kind that was drawn."""
-        answered, active = np.isfinite(found.score_BS), self.active_LS[latents]
+        answered, active = ~np.isnan(found.score_BS), self.active_LS[latents]
         cases = np.stack([(answered & ~active).sum(1), (answered & active).sum(1)], axis=1)
         there = self.there_L2[latents]
         drawn = np.where(there > 0, np.maximum(cases, 1) / np.maximum(there, 1), 1.0)
@@ -188,7 +188,7 @@ class _Restricted:
 
 def _without_missing(found: Answers) -> Answers:
     """Missing answers as a score of 0 and the digit 0: their weight is 0."""
-    missing = ~np.isfinite(found.score_BS)
+    missing = np.isnan(found.score_BS)
     score, digits = np.where(missing, np.float32(0), found.score_BS), found.digits_BSZ
     if digits is not None:
         digits = np.where(missing[..., None], np.eye(DIGITS, dtype=digits.dtype)[0], digits)

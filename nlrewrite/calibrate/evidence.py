@@ -51,8 +51,31 @@ class Evidence:
         """Weighted mean activation of each latent: [B]."""
         return self.total.sum(1) / _positive(np.broadcast_to(self.weight, self.total.shape).sum(1))
 
+    def silent(self) -> np.ndarray:
+        """[B]: the latents of which nothing was heard: no case weighs anything."""
+        return ~(np.broadcast_to(self.weight, self.total.shape).sum(1) > 0)
+
+    def with_a_case(self) -> "Evidence":
+        """The same, but with one inactive case for every silent latent: a fit is possible, and says nothing of it."""
+        silent = self.silent()
+        if not silent.any():
+            return self
+        weight = np.broadcast_to(self.weight, self.total.shape).copy()
+        weight[silent, 0] = 1
+        return replace(self, weight=weight)
+
     def checked(self) -> "Evidence":
         """Itself, if a fit can be made of it; a SettingError that says what is wrong with it, if not."""
+        weights = np.broadcast_to(self.finite().weight, self.total.shape).sum(1)
+        if not (weights > 0).all():
+            raise SettingError(
+                f"a latent's weights must add up to more than 0: latent {int(np.argmin(weights))} of the block "
+                f"has none. Give it a context, or leave it unexplained"
+            )
+        return self
+
+    def finite(self) -> "Evidence":
+        """Itself, if its numbers are numbers and no weight is negative; a SettingError if not."""
         for name, values in (("score", self.answers.score_BS), ("weight", self.weight), ("activation", self.total)):
             bad = ~np.isfinite(values)
             if bad.any():
@@ -64,12 +87,6 @@ class Evidence:
         if (self.weight < 0).any():
             raise SettingError(
                 f"a weight must not be negative: the least is {self.weight.min():g}. Correct the weights"
-            )
-        weights = np.broadcast_to(self.weight, self.total.shape).sum(1)
-        if not (weights > 0).all():
-            raise SettingError(
-                f"a latent's weights must add up to more than 0: latent {int(np.argmin(weights))} of the block "
-                f"has none. Give it a context, or leave it unexplained"
             )
         return self
 

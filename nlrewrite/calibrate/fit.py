@@ -127,18 +127,22 @@ def fit_on(
     if method.share is not None and explained.any():
         chosen = _sample(explained, len(pairing.folds_P))
         known = _stacked([known_of(slice(latent, latent + 1)) for latent in chosen.tolist()])
-        shared = method.share(pairing.without(pairing.sample(chosen, reading, method.digits), without), known)
+        sampled = pairing.without(pairing.sample(chosen, reading, method.digits), without)
+        shared = method.share(sampled.with_a_case(), known)
     parts: list[Part] = []
     means: list[np.ndarray] = []
+    heard: list[np.ndarray] = []
     for block in blocks(pairing.latents if explained.any() else 0, pairing.block(reading)):
         known = known_of(block)
         evidence = pairing.without(pairing.evidence(block, reading, method.digits), without)
         own = partial(gain.per_latent, method.fit) if parsed.gain else method.fit
-        parts.append(own(evidence, known, shared))
+        parts.append(own(evidence.with_a_case(), known, shared))
         means.append(known.mean)
+        heard.append(~evidence.silent())
     if not parts:  # nothing could be said of any latent
         parts, means = [Part("mean", {})], [known_of(slice(0, pairing.latents)).mean]
-    fitted = _joined(parsed, reading, parts, np.concatenate(means), explained)
+    told = explained & np.concatenate(heard) if heard else explained
+    fitted = _joined(parsed, reading, parts, np.concatenate(means), told)
     if parsed.output_gain:
         share = _output_gain(parsed, pairing, known_of, _given(name, dec_LE), without)
         fitted = fitted.with_gain(share, notes={**fitted.notes, "output_gain": share})
@@ -151,8 +155,11 @@ def cross_fitted_error(
     name: str, pairing: Pairing, known_without: Callable[[int], KnownOf], dec_LE: np.ndarray
 ) -> float:
     """Mean squared error of what the latents write, each fold predicted by a calibrator fitted on the others."""
+    folds = pairing.folds.tolist()
+    if len(folds) < 2:
+        raise SettingError(f"an error is cross-fitted over at least 2 folds: there is {len(folds)}. Give more groups")
     total = 0.0
-    for fold in pairing.folds.tolist():
+    for fold in folds:
         fitted = fit_on(name, pairing, known_without(fold), dec_LE, without=(fold,))
         rows = np.flatnonzero(pairing.folds_P == fold)
         wrong = apply.written(fitted, pairing.said, dec_LE, rows) - pairing.truth_PL[rows] @ dec_LE
@@ -225,8 +232,8 @@ def _stacked(known: list[Known]) -> Known:
     return Known(largest, rate, magnitude, tuple(target for each in known for target in each.targets))
 
 
-def _joined(name: Name, reading: Reading, parts: list[Part], mean: np.ndarray, explained: np.ndarray) -> Fitted:
-    """One calibrator from the parts of all blocks."""
+def _joined(name: Name, reading: Reading, parts: list[Part], mean: np.ndarray, told: np.ndarray) -> Fitted:
+    """One calibrator from the parts of all blocks; a latent that nothing was `told` of has its mean."""
     first = parts[0]
     arrays: dict[str, np.ndarray] = {}
     for label, array in first.arrays.items():
@@ -247,6 +254,6 @@ def _joined(name: Name, reading: Reading, parts: list[Part], mean: np.ndarray, e
         map=first.map,
         arrays=arrays,
         mean=mean.astype(np.float32),
-        gain=np.where(explained, gains, 0).astype(np.float32),
+        gain=np.where(told, gains, 0).astype(np.float32),
         reading=reading,
     )

@@ -11,7 +11,7 @@ latent of which nothing is known (gain 0) has its mean everywhere.
 | logistic | P * magnitude, P = 1 / (1 + exp(-(intercept + slope * z))), magnitude = max(0, size + growth * z)       |
 | beta     | the same with intercept + rise * log s(z) - fall * log s(-z) in P, s the logistic function              |
 | knots    | linear between the knots (`x`, `y`)[`start`[b]:`start`[b + 1]], level beyond them                       |
-| levels   | `value` [B, Z] at the level z, a whole number                                                          |
+| levels   | `value` [B, Z] at the level z, a whole number, or at the highest level that was seen                   |
 | published | the expected digit in ninths of `scale` [B], but 0 for an expectation of 9, as the published program has |
 
 A missing answer (NaN) is worth the latent's mean; as published it is worth `scale`, the largest activation.
@@ -146,7 +146,8 @@ def _knots(arrays: Arrays, answers: Answers) -> np.ndarray:
 
 def _levels(arrays: Arrays, answers: Answers) -> np.ndarray:
     missing = np.isnan(answers.score_BS)
-    found = np.take_along_axis(arrays["value"], np.where(missing, 0, answers.score_BS).astype(np.int64), axis=1)
+    level = np.where(missing, 0, answers.score_BS).astype(np.int64)
+    found = np.take_along_axis(arrays["value"], np.minimum(level, arrays["value"].shape[1] - 1), axis=1)
     return np.where(missing, np.nan, found)
 
 

@@ -22,8 +22,8 @@ def per_latent(fit: Fit, evidence: Evidence, known: Known, shared: Shared) -> Pa
         for fold in folds:
             held = evidence.fold == fold
             rest = evidence.where(~held)
-            if (np.broadcast_to(rest.weight, rest.total.shape).sum(1) > 0).all():
-                products += _products(fit(rest, known, shared), evidence.where(held), known)
+            tried = _products(fit(rest.with_a_case(), known, shared), evidence.where(held), known)
+            products += np.where(rest.silent(), 0.0, tried)
         gain = np.minimum(gain, ratio(*products))
     return Part(part.map, part.arrays, gain if part.gain is None else gain * part.gain)
 

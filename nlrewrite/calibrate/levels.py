@@ -55,7 +55,7 @@ def level_count(evidence: Evidence) -> int:
 
 def tabled(evidence: Evidence, levels: int) -> Cells:
     """The evidence counted by level."""
-    score = np.rint(evidence.answers.score_BS).astype(np.int64)
+    score = np.minimum(np.rint(evidence.answers.score_BS).astype(np.int64), levels - 1)  # none seen: the highest
     found = np.zeros((3, evidence.latents, levels))
     for level in range(levels):
         there = score == level

@@ -69,7 +69,7 @@ class Pairing:
             found = self._counts(self.said, latents, reading)
         else:
             found = self._contexts(latents, reading, digits)
-        return _heard(found, self.said.explained[latents]).checked()
+        return _heard(found, self.said.explained[latents]).finite()
 
     def without(self, evidence: Evidence, folds: tuple[int, ...]) -> Evidence:
         """The evidence but for the cases of some folds."""

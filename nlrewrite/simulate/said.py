@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from nlrewrite.errors import SettingError
 from nlrewrite.language.reading import DIGITS
 from nlrewrite.simulate.rules import Simulated
 
@@ -108,9 +109,13 @@ def answers(
     table = said.digits(latents) if digits or reading.number != "own" else None
     if reading.number == "own":
         score = said.scores(latents)
+        if np.isinf(score).any():
+            row, column = np.argwhere(np.isinf(score))[0]
+            raise SettingError(
+                f"an answer must be a number or, where it is missing, none: there is {score[row, column]:g} of latent "
+                f"{(latents.start or 0) + row} in context {column}. Have the simulator give finite numbers"
+            )
     else:
-        from nlrewrite.errors import SettingError
-
         if table is None:
             raise SettingError(
                 f"this simulator gives no digits, so that there is no {reading.number} to read. "
