@@ -340,7 +340,7 @@ def _config(path: str) -> dict[str, Any]:
 def _sentence(error: Any) -> str:
     first = error.errors()[0]
     option = str(first["loc"][0]).replace("_", "-")
-    return f"--{option}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {first['input']!r}"
+    return f"--{option}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {first['input']!r}. Change --{option}"
 
 
 def _store(options: argparse.Namespace) -> "Store":

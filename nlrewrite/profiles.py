@@ -305,16 +305,28 @@ def _sentence(error: ValidationError) -> str:
     """What is wrong with the first field: its name, what it should be, what it is, what to change."""
     first = error.errors()[0]
     tags = ("tiny", "hub", "folder", "python-docs")
-    where = ".".join(str(part) for part in first["loc"] if part not in tags)
+    places = [part for part in first["loc"] if part not in tags]
+    within = next((at for at, part in enumerate(places) if isinstance(part, int)), len(places))
+    where = ".".join(str(part) for part in places[:within])  # the setting, and not a place in its list
     kind = next((str(part) for part in first["loc"] if part in tags), "")
     section = where.rpartition(".")[0]
+    given = json.dumps(first["input"], ensure_ascii=False, default=str)
     match first["type"]:
         case "value_error":
             return first["msg"].removeprefix("Value error, ")
         case "extra_forbidden":
             return f"{where} is not a setting of {section}.kind={kind}. Leave it out, or change --set {section}.kind"
-        case "missing":
+        case "missing" if within == len(places):
             return f"{where} is needed by {section}.kind={kind} and has no default. Give it with --set {where}=..."
+        case "missing" | "too_short" | "too_long" | "tuple_type" if within < len(places):
+            return (
+                f"each entry of {where} is a list of its own, as in {[*_get(DEFAULTS, where)[0]]}, not {given}. "
+                f"Change --set {where}"
+            )
+        case "too_short":
+            return f"{where} takes a list of at least {first['ctx']['min_length']}, not {given}. Change --set {where}"
+        case "tuple_type":
+            return f"{where} takes a list, not {given}. Write --set '{where}=[{given}]'"
         case "union_tag_invalid":
             kinds = first.get("ctx", {}).get("expected_tags", "")
             return f"{where}.kind must be one of {kinds}: it is {first['input']['kind']!r}. Change --set {where}.kind"

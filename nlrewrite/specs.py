@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nlrewrite.calibrate import names
+
 Split = Literal["train", "explain", "calibrate", "report"]
 SPLITS: tuple[Split, ...] = ("train", "explain", "calibrate", "report")
 Sha256 = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
@@ -242,14 +244,22 @@ class CalibrateSpec(Spec):
     )
     seed: int = Field(default=0, ge=0, lt=1 << 31)
 
+    @model_validator(mode="after")
+    def _names(self) -> "CalibrateSpec":
+        names.check(self.calibrators, names.SETTING)
+        names.check_choice(self.calibrators)
+        return self
+
 
 # -- evaluation -------------------------------------------------------------------------------------------------------
+
+Fraction = Annotated[float, Field(gt=0, le=1, description="Share of the latents that are replaced.")]
 
 
 class EvaluateSpec(Spec):
     """Which arms are patched in, where, and how their losses are summed up."""
 
-    fractions: tuple[float, ...] = Field(default=(0.1, 0.25, 0.5, 0.75, 1.0), min_length=1)
+    fractions: tuple[Fraction, ...] = Field(default=(0.1, 0.25, 0.5, 0.75, 1.0), min_length=1)
     positions: tuple[Literal["all", "last"], ...] = Field(default=("all", "last"), min_length=1)
     selections: tuple[Literal["top", "sampled", "gain"], ...] = Field(
         default=("top", "sampled"),
@@ -275,6 +285,7 @@ class EvaluateSpec(Spec):
     )
     topk: tuple[Literal["none", "values", "deviations", "mixed"], ...] = Field(
         default=("none", "values", "deviations"),
+        min_length=1,
         description="mixed: over predicted and true values together, as published; it evicts true ones.",
     )
     unexplained: Literal["mean", "true", "zero", "largest"] = Field(
@@ -302,12 +313,11 @@ class EvaluateSpec(Spec):
     seed: int = Field(default=0, ge=0, lt=1 << 31)
 
     @model_validator(mode="after")
-    def _fractions(self) -> "EvaluateSpec":
-        for fraction in self.fractions:
-            if not 0 < fraction <= 1:
-                raise ValueError(
-                    f"a fraction must lie above 0 and be at most 1: {fraction:g}. Change --set evaluate.fractions"
-                )
+    def _once(self) -> "EvaluateSpec":
+        for name in ("fractions", "positions", "selections", "topk", "checkpoints"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"evaluate.{name} names one twice: {', '.join(map(str, values))}. Name each once")
         return self
 
 
@@ -320,7 +330,7 @@ class LadderSpec(Spec):
     """From the published protocol to ours, one change a row, with the paired effect of each."""
 
     aucs: tuple[Auc, ...] = Field(default=(0.84, 0.95), description="Oracle simulators, beside the rules.")
-    fractions: tuple[float, ...] = Field(default=(0.5, 1.0), min_length=1)
+    fractions: tuple[Fraction, ...] = Field(default=(0.5, 1.0), min_length=1)
     resamples: int = Field(default=2000, ge=200, le=100_000)
     seed: int = Field(default=0, ge=0, lt=1 << 31)
 
@@ -328,11 +338,13 @@ class LadderSpec(Spec):
 class RequirementSpec(Spec):
     """How good a simulator must be: gap closed against specificity, and against AUC, by oracle simulators."""
 
-    specificities: tuple[float, ...] = Field(
-        default=(0.8, 0.9, 0.97, 0.99, 0.997, 0.999, 0.9997, 0.9999), description="Of flags, at the sensitivity below."
+    specificities: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+        min_length=1,
+        default=(0.8, 0.9, 0.97, 0.99, 0.997, 0.999, 0.9997, 0.9999),
+        description="Of flags, at the sensitivity below.",
     )
     sensitivity: float = Field(default=0.8, gt=0, le=1)
-    aucs: tuple[Auc, ...] = Field(default=(0.6, 0.76, 0.84, 0.9, 0.95, 0.98, 0.99, 0.999))
+    aucs: tuple[Auc, ...] = Field(min_length=1, default=(0.6, 0.76, 0.84, 0.9, 0.95, 0.98, 0.99, 0.999))
     resamples: int = Field(default=2000, ge=200, le=100_000)
     seed: int = Field(default=0, ge=0, lt=1 << 31)
 
@@ -350,6 +362,11 @@ class SampleSizeSpec(Spec):
     calibrators: tuple[str, ...] = Field(default=("quantile-7", "quantile-6", "hurdle"), min_length=1)
     resamples: int = Field(default=2000, ge=200, le=100_000)
     seed: int = Field(default=0, ge=0, lt=1 << 31)
+
+    @model_validator(mode="after")
+    def _names(self) -> "SampleSizeSpec":
+        names.check(self.calibrators, "sample_size.calibrators")
+        return self
 
 
 Probe = Literal["ladder", "requirement", "sample-size"]

@@ -49,12 +49,6 @@ __all__ = ["build", "cross_fitted_error", "fit", "fit_on", "folds", "read_calibr
 
 def build(spec: CalibrateSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
     names = [methods.parse(name) for name in spec.calibrators]
-    if not any(methods.may_be_chosen(name) for name in names):
-        raise SettingError(
-            f"calibrate.calibrators needs one that may be chosen before the report split is looked at: "
-            f"{', '.join(spec.calibrators)} peek there or change the decoder. "
-            f"Add hurdle to --set calibrate.calibrators"
-        )
     coder = topk.read(inputs["coder"])
     where = positions(read_windows(inputs["tokens"], "calibrate"))
     folds_P, dec_LE = folds(where, spec), coder.dec_LE.numpy()
@@ -213,8 +207,8 @@ def _given(name: str, dec_LE: np.ndarray | None) -> np.ndarray:
 
 def _reading(name: Name, method: Method, pairing: Pairing) -> Reading:
     """What the name asks for, or what the method reads by itself; a simulator without digits has its own number."""
-    if name.reading is not None:
-        return name.reading
+    if (asked := methods.reading(name)) is not None:
+        return asked
     return Reading(method.number if method.number == "own" or pairing.has_digits() else "own")
 
 

@@ -1,9 +1,7 @@
 """The calibrators by name: what each one is told, how it is fitted, and which number it reads.
 
-In: a name such as `hurdle@log-odds-centred+gain`. Out: its parts. Grammar: a base name, then optionally `@` and the
-number that is read from the answers, then `+gain` (each latent goes the share of the way from its mean that proves
-right) or `+output-gain` (one share for all, by what the latents write), then `+refit` (the decoder is fitted anew to
-the predictions: "retuned"). Invariant: the name says all that a fit depends on besides its evidence.
+In: a name, taken apart by `names`. Out: how it is fitted, and what it will have seen. Invariant: the name says all that
+a fit depends on besides its evidence.
 
 | information           | what the fit has seen                                                                     |
 |-----------------------|-------------------------------------------------------------------------------------------|
@@ -16,30 +14,21 @@ the predictions: "retuned"). Invariant: the name says all that a fit depends on 
 | tokens and activations | the tokens, and no simulator: baselines, which are arms of every evaluation              |
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
 from nlrewrite.calibrate import digit_values, hurdle, isotonic, levels, logistic, quantile
 from nlrewrite.calibrate.evidence import Evidence, Known
 from nlrewrite.calibrate.fitted import Part
-from nlrewrite.errors import SettingError
+from nlrewrite.calibrate.names import ON_PROMPT, TARGETS, Name, Target, may_be_chosen, parse
 from nlrewrite.language.reading import DIGITS
 from nlrewrite.simulate.said import Number, Reading
 
 Shared = dict[str, np.ndarray]
 Fit = Callable[[Evidence, Known, Shared], Part]
-Target = Literal["corpus", "tenth", "on-prompt"]
-
-ON_PROMPT = "-on-prompt"
-LOOKUPS = {"token-mean": "token_lookup", "bigram-mean": "bigram_lookup"}
-"""Baselines that read the tokens and no answer, and the arms of every evaluation that measure them."""
-TARGETS: dict[str, Target] = {"": "corpus", "-tenth": "tenth", ON_PROMPT: "on-prompt"}
-"""By what a quantile map's name ends in."""
 READINGS = {
     "expected": Reading("expected"),
     "log-odds": Reading("log-odds"),
@@ -47,6 +36,8 @@ READINGS = {
     "expected-centred": Reading("expected", True),
     "log-odds-centred": Reading("log-odds", True),
 }
+"""What a name may read after its `@`."""
+__all__ = ["METHODS", "ON_PROMPT", "Name", "Target", "information", "may_be_chosen", "method", "parse", "reading"]
 
 
 @dataclass(frozen=True)
@@ -65,52 +56,6 @@ class Method:
     """Whether it reads the whole distribution over digits."""
 
 
-@dataclass(frozen=True)
-class Name:
-    """A calibrator's name, taken apart."""
-
-    full: str
-    base: str
-    reading: Reading | None = None
-    gain: bool = False
-    output_gain: bool = False
-    refit: bool = False
-
-    @property
-    def plain(self) -> "Name":
-        """Without what is done after the map is fitted."""
-        return Name(self.full.partition("+")[0], self.base, self.reading)
-
-
-def parse(name: str) -> Name:
-    if name in LOOKUPS:
-        raise SettingError(
-            f"{name} reads tokens and no answers, and is no calibrator of them: every evaluation measures it as the "
-            f"arm {LOOKUPS[name]}. Leave it out of --set calibrate.calibrators"
-        )
-    found = re.fullmatch(r"(?P<base>[^@+]+)(@(?P<number>[^@+]+))?(?P<after>(\+[^@+]+)*)", name)
-    after = found["after"].split("+")[1:] if found else []
-    if (
-        found is None
-        or found["base"] not in METHODS
-        or found["number"] not in (None, *READINGS)
-        or after not in [gain + refit for gain in ([], ["gain"], ["output-gain"]) for refit in ([], ["refit"])]
-    ):
-        raise SettingError(
-            f"no calibrator is called {name!r}: there are {_listed()}; each may read another number with one of "
-            f"{', '.join('@' + number for number in READINGS)}, and end in +gain or +output-gain and in +refit. "
-            f"Change --set calibrate.calibrators"
-        )
-    reading = READINGS[found["number"]] if found["number"] else None
-    return Name(name, found["base"], reading, "gain" in after, "output-gain" in after, "refit" in after)
-
-
-def _listed() -> str:
-    others = ", ".join(base for base in METHODS if not base.startswith("quantile"))
-    endings = " or ".join(ending for ending in TARGETS if ending)
-    return f"{others}, quantile-{quantile.TYPES[0]} to quantile-{quantile.TYPES[-1]} and those with {endings}"
-
-
 def method(name: Name) -> Method:
     return METHODS[name.base]
 
@@ -123,9 +68,9 @@ def information(name: Name) -> str:
     return "paired" if name.gain and own in ("nothing", "maximum", "marginals") else own
 
 
-def may_be_chosen(name: Name) -> bool:
-    """Whether it can become the default: not what peeks, nor what changes the coder."""
-    return method(name).target != "on-prompt" and not name.refit
+def reading(name: Name) -> Reading | None:
+    """What the name says to read; nothing: what its method reads."""
+    return READINGS[name.number] if name.number else None
 
 
 def _mean(evidence: Evidence, known: Known, shared: Shared) -> Part:

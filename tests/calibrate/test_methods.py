@@ -1,6 +1,6 @@
 import pytest
 
-from nlrewrite.calibrate import methods
+from nlrewrite.calibrate import methods, names, quantile
 from nlrewrite.errors import SettingError
 from nlrewrite.simulate.said import Reading
 from nlrewrite.specs import CalibrateSpec, SampleSizeSpec
@@ -9,10 +9,18 @@ from nlrewrite.specs import CalibrateSpec, SampleSizeSpec
 def test_a_name_is_taken_apart() -> None:
     assert methods.parse("hurdle") == methods.Name("hurdle", "hurdle")
     found = methods.parse("quantile-6-tenth@log-odds-centred+output-gain+refit")
-    assert (found.base, found.reading) == ("quantile-6-tenth", Reading("log-odds", True))
+    assert (found.base, methods.reading(found)) == ("quantile-6-tenth", Reading("log-odds", True))
     assert (found.gain, found.output_gain, found.refit) == (False, True, True)
     assert found.plain == methods.parse("quantile-6-tenth@log-odds-centred")
-    assert methods.parse("beta@centred+gain").reading == Reading("own", True)
+    assert methods.reading(methods.parse("beta@centred+gain")) == Reading("own", True)
+
+
+def test_every_name_there_is_has_a_method_and_a_reading() -> None:
+    assert set(methods.METHODS) == {*names.OTHERS, *names.QUANTILES}
+    assert set(methods.READINGS) == set(names.NUMBERS)
+    assert names.TYPES == quantile.TYPES
+    for name in names.QUANTILES:
+        assert name.endswith(names.ON_PROMPT) == (methods.METHODS[name].target == "on-prompt")
 
 
 @pytest.mark.parametrize(
