@@ -88,7 +88,7 @@ def test_a_spec_written_out_is_the_settings_that_make_it(profile: str):
     k=st.integers(1, 64),
     seed=st.integers(0, 2**31 - 1),
     rate=st.floats(1e-6, 0.5),
-    fractions=st.lists(st.floats(0.01, 1.0), min_size=1, max_size=4),
+    fractions=st.lists(st.floats(0.01, 1.0), min_size=1, max_size=4, unique=True),
 )
 def test_values_come_through_as_they_are(k: int, seed: int, rate: float, fractions: list[float]):
     made = spec(f"coder.k={k}", f"text.seed={seed}", f"coder.learning_rate={rate!r}", f"evaluate.fractions={fractions}")
