@@ -6,7 +6,7 @@ zero", and predicted and true latents mix by adding two outputs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -124,6 +124,13 @@ class Kept:
 
     def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
         return self.dense(rows) @ dec_LE
+
+
+def kept(values: Values, k: int, rest_L: np.ndarray) -> Values:
+    """The k values farthest from `rest`, written as `values` are."""
+    if isinstance(values, Retuned):
+        return replace(values, values=kept(values.values, k, rest_L))
+    return Kept(values, k, rest_L)
 
 
 def true_codes(active: Active, latents: int) -> Codes:

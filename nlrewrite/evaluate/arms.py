@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlrewrite.activations.codes import Codes, Kept, Values
+from nlrewrite.activations.codes import Codes, Values, kept
 from nlrewrite.calibrate.fitted import Fitted
 from nlrewrite.coders.topk import TopKCoder
 from nlrewrite.evaluate.losses import Where, Write
@@ -114,16 +114,13 @@ class Writer:
         self._coder, self._truth = coder, truth
         self._dec_LE = coder.dec_LE.numpy()
 
-    def latents(self, values: Values, mask_L: np.ndarray | None = None, decoder_LE: np.ndarray | None = None) -> Write:
-        """The coder's output with `values` for the latents of the mask (all, if none) and true values for the rest.
-
-        `decoder_LE`: with what the values are written, if not with the coder's own decoder.
-        """
-        own = self._dec_LE if decoder_LE is None else decoder_LE
+    def latents(self, values: Values, mask_L: np.ndarray | None = None) -> Write:
+        """The coder's output with `values` for the latents of the mask (all, if none) and true values for the rest."""
+        dec_LE = self._dec_LE
         if mask_L is None or mask_L.all():
-            pieces = [(values, own)]
+            pieces = [(values, dec_LE)]
         else:
-            pieces = [(values, own * mask_L[:, None]), (self._truth, self._dec_LE * ~mask_L[:, None])]
+            pieces = [(values, dec_LE * mask_L[:, None]), (self._truth, dec_LE * ~mask_L[:, None])]
 
         def write(rows: np.ndarray, x_ND: Tensor, y_NE: Tensor) -> Tensor:
             written = sum(np.asarray(source.output(rows, dec), dtype=np.float32) for source, dec in pieces)
@@ -153,9 +150,8 @@ class Plan:
     rows: np.ndarray
     """The positions that are patched."""
 
-    def arm(self, key: Key, values: Values, fitted: Fitted | None = None, subset: Subset | None = None) -> Arm:
+    def arm(self, key: Key, values: Values, subset: Subset | None = None) -> Arm:
         """An arm with `values` for the latents of the subset, or for all."""
-        decoder = fitted.decoder_LE if fitted else None
         size = subset.size if subset else self.coder.latents
         compared = subset.compared if subset else ("all", 1.0, 0)
         silent = self.sources.silent.get(key.explanation)
@@ -165,14 +161,14 @@ class Plan:
             unexplained = 0 if silent is None else round(float(silent.mean()) * size)
         else:
             unexplained = 0 if silent is None else int((silent & subset.mask_L).sum())
-        mixture = Mixture(values, self.sources.truth, self._inside(key, subset), decoder)
+        mixture = Mixture(values, self.sources.truth, self._inside(key, subset))
         if key.topk == "mixed":
             contested = Contested(mixture, self.coder.k)
             write, evicted = self.writer.latents(contested), contested.eviction_rate(self.rows)
             return Arm(key, write, size, unexplained, compared, evicted)
         if subset is not None and subset.fresh:
             return Arm(key, self.writer.latents(mixture), size, unexplained, compared)
-        write = self.writer.latents(values, subset.mask_L if subset else None, decoder)
+        write = self.writer.latents(values, subset.mask_L if subset else None)
         return Arm(key, write, size, unexplained, compared)
 
     def rewritten(self, key: Key, given: Rewritten, policy: str, subset: Subset | None = None) -> Arm:
@@ -180,9 +176,9 @@ class Plan:
         fitted, values = given
         if policy in ("values", "deviations"):
             rest = self.sources.mean if policy == "deviations" else self.sources.zero
-            values = Kept(values, self.coder.k, rest.constant_L)
+            values = kept(values, self.coder.k, rest.constant_L)
         named = replace(key, calibrator=fitted.name, information=fitted.information, topk=policy)
-        return self.arm(named, values, fitted, subset)
+        return self.arm(named, values, subset)
 
     def _inside(self, key: Key, subset: Subset | None) -> Inside:
         latents = self.coder.latents

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from nlrewrite.activations.codes import Codes, Values
+from nlrewrite.activations.codes import Codes, Retuned, Values
 
 CELLS = 4_000_000
 """Values of a chunk."""
@@ -32,8 +32,6 @@ class Mixture:
     values: Values
     truth: Values
     inside: Inside
-    decoder_LE: np.ndarray | None = None
-    """With what predicted values are written, if not with the decoder that true ones are written with."""
 
     def dense(self, rows: np.ndarray) -> np.ndarray:
         return np.where(self.inside(rows), self.values.dense(rows), self.truth.dense(rows))
@@ -42,15 +40,16 @@ class Mixture:
         return self.written(self.dense, rows, dec_LE)
 
     def written(self, dense: Dense, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
-        """What the vectors that `dense` gives write, each value by its decoder."""
+        """What the vectors that `dense` gives write: predicted values as their form does, where it is retuned."""
         out = [np.zeros((0, dec_LE.shape[1]), dtype=np.float32)]
         for part in chunks(rows, len(dec_LE)):
             values = dense(part)
-            if self.decoder_LE is None:
-                out.append(values @ dec_LE)
+            if isinstance(self.values, Retuned):
+                inside, mean_L = self.inside(part), self.values.mean_L
+                away = np.where(inside, values - mean_L, 0)
+                out.append(away @ self.values.decoder_LE + np.where(inside, mean_L, values) @ dec_LE)
             else:
-                inside = self.inside(part)
-                out.append(np.where(inside, values, 0) @ self.decoder_LE + np.where(inside, 0, values) @ dec_LE)
+                out.append(values @ dec_LE)
         return np.concatenate(out)
 
 

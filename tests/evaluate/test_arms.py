@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from nlrewrite.activations.codes import Kept, Retuned
 from nlrewrite.errors import SettingError
 from nlrewrite.evaluate.arms import Arm, Writer, arms
 from nlrewrite.evaluate.build import summarise
 from nlrewrite.evaluate.losses import Losses, losses
+from nlrewrite.evaluate.mixing import largest
 from nlrewrite.evaluate.selection import subsets
 from nlrewrite.progress import Progress
 from nlrewrite.seeds import generator
@@ -121,6 +123,35 @@ def test_a_topk_is_taken_among_predicted_values_alone(given: Planted, policy: st
     expected = np.tile(instead, (len(every), 1))
     np.put_along_axis(expected, kept, np.take_along_axis(predicted, kept, 1), 1)
     close(written(find(planned(given), topk=policy, position="all"), given), dense(given, expected))
+
+
+@pytest.mark.parametrize("policy", ["none", "values", "deviations", "mixed"])
+def test_a_refitted_decoder_writes_deviations_and_the_coders_own_writes_means(given: Planted, policy: str) -> None:
+    """Of every latent mean @ own + (value - mean) @ refitted if it is predicted, value @ own if it is true."""
+    rows, made = np.arange(len(given.where)), sources(given)
+    fitted, values = made.rewritten["hurdle"]
+    decoder = generator(0, "refitted").normal(size=tuple(given.coder.dec_LE.shape)).astype(np.float32)
+    mean = generator(0, "means").random(LATENTS).astype(np.float32)
+    retuned = {"hurdle": (replace(fitted, mean=mean, decoder_LE=decoder), Retuned(values, mean, decoder))}
+    spec = SPEC.model_copy(update={"topk": ("none", policy) if policy != "none" else ("none",), "positions": ("all",)})
+    predicted, truth = values.dense(rows), made.truth.dense(rows)
+    found = [arm for arm in planned(given, spec, rewritten=retuned) if arm.key.topk == policy]
+    found = [arm for arm in found if (arm.key.arm, arm.key.explanation) == ("rewritten", "rules")]
+    assert len(found) == {"none": 8, "mixed": 7}.get(policy, 1)
+    for arm in found:
+        mask = np.arange(LATENTS) < 5 if arm.key.selection == "harmless" else _mask(given, arm)
+        if policy in ("values", "deviations"):
+            vector = Kept(values, K, made.zero.constant_L if policy == "values" else made.mean.constant_L).dense(rows)
+        elif policy == "mixed":
+            mixture = np.where(mask, predicted, truth)
+            vector = np.where(largest(mixture, K), mixture, 0)
+        else:
+            vector = np.where(mask, predicted, truth)
+        if arm.key.selection == "harmless":
+            own, away = np.where(mask, mean, made.mean.constant_L), np.where(mask, predicted - mean, 0)
+        else:
+            own, away = np.where(mask, mean, vector), np.where(mask, vector - mean, 0)
+        close(written(arm, given), dense(given, np.broadcast_to(own, truth.shape)) + torch.from_numpy(away @ decoder))
 
 
 def test_where_a_sentence_may_do_harm_the_latent_has_its_mean(given: Planted) -> None:

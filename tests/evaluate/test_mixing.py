@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlrewrite.activations.codes import Codes, constant_codes
+from nlrewrite.activations.codes import Codes, Retuned, constant_codes
 from nlrewrite.evaluate import mixing
 from nlrewrite.evaluate.mixing import Contested, Mixture, Replaced, instead
 from nlrewrite.seeds import generator
@@ -33,7 +33,8 @@ def test_what_is_written_is_the_decoded_vector_whatever_the_chunks(seed: int) ->
     mixture = Mixture(codes(1), codes(2), lambda rows: inside[rows])
     expected = np.where(inside, codes(1).dense(ROWS), codes(2).dense(ROWS))
     other = generator(1, "decoder").normal(size=DEC.shape).astype(np.float32)
-    retuned = Mixture(codes(1), codes(2), lambda rows: inside[rows], other)
+    mean = generator(2, "mean").random(LATENTS).astype(np.float32)
+    retuned = Mixture(Retuned(codes(1), mean, other), codes(2), lambda rows: inside[rows])
     contested = Contested(mixture, 3)
     replaced = Replaced(codes(1), codes(2), inside[0])
     for size in (1, 7 * LATENTS, 10**6):
@@ -43,8 +44,8 @@ def test_what_is_written_is_the_decoded_vector_whatever_the_chunks(seed: int) ->
             assert mixture.dense(rows) == pytest.approx(expected[rows])
             for values in (mixture, contested, replaced):
                 assert values.output(rows, DEC) == pytest.approx(values.dense(rows) @ DEC, abs=1e-4)
-            predicted, true = np.where(inside, expected, 0)[rows], np.where(inside, 0, expected)[rows]
-            assert retuned.output(rows, DEC) == pytest.approx(predicted @ other + true @ DEC, abs=1e-4)
+            away, true = np.where(inside, expected - mean, 0)[rows], np.where(inside, mean, expected)[rows]
+            assert retuned.output(rows, DEC) == pytest.approx(away @ other + true @ DEC, abs=1e-4)
             assert contested.eviction_rate(ROWS) == contested.eviction_rate(ROWS[::-1])
     assert contested.output(ROWS[:0], DEC).shape == (0, OUT)
 
