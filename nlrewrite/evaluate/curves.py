@@ -103,10 +103,9 @@ def worst(found: Mapping[str, Measured]) -> dict[tuple[object, ...], Row]:
     that were drawn, and of all documents. Nothing where the cost may be nothing.
     """
     columns: dict[tuple[object, ...], list[tuple[float, np.ndarray, float]]] = {}
-    groups = 0.0
+    groups = min(of.ce.groups for of in found.values())
     for of in found.values():
         drawn, floor, coder = of.ce, of.found("mean"), of.found("coder")
-        groups = drawn.groups
         if not drawn.difference(floor, coder).low > 0:
             return {}
         whole_R = drawn.resampled_RA[:, floor] - drawn.resampled_RA[:, coder]

@@ -125,13 +125,12 @@ class GainSums:
         self._gain_GL[:, latents] += np.asarray(gain @ gather).T
 
     def result(self, explained_L: np.ndarray, dec_LE: np.ndarray) -> Gain:
-        """Means and lower bounds; a latent of which nothing can be said gains nothing, and not for sure."""
+        """Means and lower bounds; a latent of which nothing can be said gains nothing, and nothing is sure by one group."""
         groups, total = len(self._count_G), self._count_G.sum()
         mean = self._gain_GL.sum(0) / total
         residual = self._gain_GL - self._count_G[:, None] * mean
         error = np.sqrt(groups / max(groups - 1, 1) * np.square(residual).sum(0)) / total
-        bound = stats.t.ppf(CONFIDENCE, groups - 1) if groups > 1 else np.inf
-        lower = mean - np.where(error > 0, bound * error, 0.0)
+        lower = mean - stats.t.ppf(CONFIDENCE, groups - 1) * error if groups > 1 else np.full(len(mean), -np.inf)
         length = np.square(dec_LE).sum(1)
         mean, lower = mean * length, lower * length
         return Gain(np.where(explained_L, mean, 0.0), np.where(explained_L, lower, -np.inf))

@@ -142,6 +142,13 @@ def test_the_lower_bound_holds_as_often_as_it_says() -> None:
     assert 0.035 < found.harmless.mean() < 0.065
 
 
+def test_one_group_of_documents_makes_nothing_sure() -> None:
+    sums = GainSums(2, np.zeros(10, dtype=np.int64))
+    sums.add(slice(0, 2), np.arange(10), np.ones((2, 10)), np.zeros(2), np.ones((2, 10)))
+    found = sums.result(np.ones(2, dtype=bool), np.ones((2, 1), dtype=np.float32))
+    assert found.mean.tolist() == [1, 1] and not found.harmless.any()
+
+
 def test_selection_sees_the_calibrate_split_alone() -> None:
     """Nothing of another split is an argument; another truth outside the pairing changes nothing."""
     pairing, known, group_P = planted()
