@@ -125,7 +125,7 @@ class GainSums:
         self._gain_GL[:, latents] += np.asarray(gain @ gather).T
 
     def result(self, explained_L: np.ndarray, dec_LE: np.ndarray) -> Gain:
-        """Means and lower bounds; a latent of which nothing can be said gains nothing, and nothing is sure by one group."""
+        """Means and lower bounds; nothing is gained where nothing can be said, and nothing is sure by one group."""
         groups, total = len(self._count_G), self._count_G.sum()
         mean = self._gain_GL.sum(0) / total
         residual = self._gain_GL - self._count_G[:, None] * mean
