@@ -27,7 +27,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("api")
 def test_a_study_adds_the_probes_to_the_rewriting(place: dict[str, str]) -> None:
-    execution = Execution(**place)
+    execution = Execution(store=place["store"], runs=place["runs"])
     before: Any = rewrite(profile="smoke", execution=execution)
     after: Any = study(profile="smoke", execution=execution)
     states = {row.step: row.state for row in after.rows}
@@ -41,7 +41,12 @@ def test_a_study_adds_the_probes_to_the_rewriting(place: dict[str, str]) -> None
 @pytest.mark.usefixtures("api")
 def test_the_command_lines_study_is_the_flow(place: dict[str, str], client: SyncPrefectClient) -> None:
     overrides = probing(Overrides(), ["requirement"])
-    parameters = launch.Parameters(flow="study", profile="smoke", overrides=overrides, execution=Execution(**place))
+    parameters = launch.Parameters(
+        flow="study",
+        profile="smoke",
+        overrides=overrides,
+        execution=Execution(store=place["store"], runs=place["runs"]),
+    )
     outcome = launch.run(launch.parse(parameters.model_dump_json()), Progress())
     assert [row.step for row in outcome.rows if row.step in PROBES] == ["requirement"]
     last = client.request("POST", "/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 1}).json()[0]

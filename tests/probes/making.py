@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+from scipy import sparse
 
 from nlrewrite.activations.codes import true_codes
 from nlrewrite.activations.pairs import Active
 from nlrewrite.probes import panel
 from nlrewrite.probes.panel import Part, Upstream
+from nlrewrite.seeds import generator
 from nlrewrite.specs import Site
 from nlrewrite.subject import sites
 from nlrewrite.subject.batches import inside, padded
@@ -16,6 +18,11 @@ from tests.evaluate import planted
 from tests.evaluate.planted import LATENTS
 
 LENGTHS = (9, 4, 12, 7, 12, 12, 5, 12)
+
+
+def sparse_truth(contexts: int, latents: int, share: float) -> sparse.csr_matrix:
+    draws = generator(0, "sparse truth")
+    return sparse.csr_matrix(draws.random((contexts, latents)) * (draws.random((contexts, latents)) < share))
 
 
 def made(layer: int | None = None) -> tuple[Upstream, Active]:

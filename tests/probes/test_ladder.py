@@ -16,7 +16,7 @@ from nlrewrite.seeds import generator
 from nlrewrite.simulate.oracle import Manner, Scored, oracle
 from nlrewrite.simulate.rules import Simulated
 from nlrewrite.simulate.said import Spoken
-from tests.probes.making import made
+from tests.probes.making import made, sparse_truth
 
 ALL = slice(None)
 LATENTS, CONTEXTS = 5, 4000
@@ -110,7 +110,7 @@ def test_behind_a_gate_the_expected_number_is_right_on_either_side(behind: tuple
 
 def test_one_gain_is_the_share_of_the_way_that_is_right() -> None:
     draws = generator(0, "gain")
-    truth = sparse.random(300, 4, 0.2, random_state=np.random.default_rng(0), format="csr")
+    truth = sparse_truth(300, 4, 0.2)
     dec, mean = draws.normal(size=(4, 6)), np.asarray(truth.mean(0)).ravel()
 
     def predicted(times: float):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy import sparse
 
 from nlrewrite.evaluate.losses import losses
 from nlrewrite.probes import panel
@@ -14,7 +13,7 @@ from nlrewrite.seeds import generator
 from nlrewrite.simulate.oracle import Flagged, Manner, Scored, oracle
 from nlrewrite.simulate.rules import Simulated
 from nlrewrite.simulate.said import Spoken, expected, log_odds
-from tests.probes.making import made
+from tests.probes.making import made, sparse_truth
 
 ALL = slice(None)
 
@@ -101,7 +100,7 @@ def test_a_part_of_a_split_keeps_its_truth_beside_its_windows(up: Upstream) -> N
     rows = np.concatenate([np.flatnonzero(window == each) for each in chosen])
     assert (part.truth_PL != up.report.truth_PL[rows]).nnz == 0
     assert part.where.token.tolist() == up.report.where.token[rows].tolist()
-    assert part.count == len(rows) == part.truth_PL.shape[0]
+    assert part.count == len(rows) == part.truth_PL.get_shape()[0]
 
 
 def test_contexts_are_nested_and_a_group_has_one_fold(up: Upstream) -> None:
@@ -118,7 +117,7 @@ def test_contexts_are_nested_and_a_group_has_one_fold(up: Upstream) -> None:
 
 @pytest.mark.parametrize("renormalised", [True, False])
 def test_the_expected_digit_without_the_digits(renormalised: bool) -> None:
-    truth = sparse.random(400, 6, 0.2, random_state=np.random.default_rng(0), format="csr")
+    truth = sparse_truth(400, 6, 0.2)
     manner = Manner(mass=0.8, renormalised=renormalised, failed=0.1)
     said = oracle(truth, np.ones(6), Scored.of_auc(0.9, tau=1.0), manner, seed=1, split="report")
     digits = said.digits(ALL)
@@ -133,7 +132,7 @@ def test_the_expected_digit_without_the_digits(renormalised: bool) -> None:
 
 
 def test_flags_and_rules_are_heard_as_digits() -> None:
-    truth = sparse.random(50, 3, 0.3, random_state=np.random.default_rng(0), format="csr")
+    truth = sparse_truth(50, 3, 0.3)
     flags = oracle(truth, np.ones(3), Flagged(0.9, 0.9), seed=1, split="report")
     assert set(np.unique(Heard(flags, "expected").scores(ALL))) == {0, 9}
     table = np.array([[1.0, *[0.0] * 9], [0.2, 0, 0, 0, 0.8, 0, 0, 0, 0, 0]])
