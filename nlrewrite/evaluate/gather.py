@@ -51,9 +51,7 @@ def gather(
         for split in FITTED_ON
     }
     fitted_on = list(seen.values())
-    total = np.sum([np.asarray(each.truth.extra_PL.sum(0)).ravel() for each in fitted_on], axis=0)
-    often = np.sum([each.truth.extra_PL.getnnz(axis=0) for each in fitted_on], axis=0)
-    mean_L, firing_L = total / sum(len(each.where) for each in fitted_on), total / np.maximum(often, 1)
+    mean_L, firing_L = lookup.mean_over_tokens(fitted_on), lookup.mean_over_firing_tokens(fitted_on)
     token, bigram = lookup.best_strengths(seen["explain"], seen["calibrate"], vocabulary, dec_LE)
 
     active = read(inputs["report"])
@@ -126,10 +124,6 @@ class _Readings:
         spoken = self.spoken(which)
         values = apply.values(fitted, spoken)
         return fitted, values if self.unexplained is None else instead(values, self.unexplained, ~spoken.explained)
-
-    def by_named(self, name: str, which: str | int) -> Rewritten:
-        """By the calibrator of a name."""
-        return self.by(read_calibrated(self.inputs[f"calibration-{which}"])[0][name], which)
 
     def by_its_own(self, which: str, spec: EvaluateSpec) -> Rewritten:
         """By the calibrator that was chosen for it."""

@@ -7,7 +7,7 @@ active latents as there are) are made here.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -83,9 +83,6 @@ class Row:
     """Share of the true activations that a TopK drops in favour of predicted ones."""
     queries: int = 0
     """How often the simulator was asked to fit this."""
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 class Bench:
