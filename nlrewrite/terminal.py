@@ -188,15 +188,15 @@ def steps_table(rows: Sequence["StepRow"]) -> str:
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
-    """The headline in words, and the arms with all latents replaced at all positions."""
+    """The headline in words, and the arms with all latents replaced."""
     return f"{headline(results)}\n\n{results_table(results)}"
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """The arms with all latents replaced, and those that replace none, at all positions."""
-    everywhere = [arm for arm in results["arms"] if arm["position"] == "all"]
-    partial = {arm["arm"] for arm in everywhere if arm["fraction"]}
-    arms = [arm for arm in everywhere if arm["fraction"] == 1 or arm["arm"] not in partial]
+    """The arms with all latents replaced, and those that replace none, at the headline's positions."""
+    there = [arm for arm in results["arms"] if arm["position"] == results["headline"]["position"]]
+    partial = {arm["arm"] for arm in there if arm["fraction"]}
+    arms = [arm for arm in there if arm["fraction"] == 1 or arm["arm"] not in partial]
     varied = [name for name in ("explanation", "topk") if len({arm[name] for arm in arms if arm[name]}) > 1]
     keys = ("arm", *varied, "calibrator", "information")
     figures = ("ce", "delta_ce [low, high]", "kl", "gap_closed [low, high]")
@@ -208,11 +208,12 @@ def results_table(results: Mapping[str, Any]) -> str:
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """What the rewriting achieves, in one sentence with its interval and its controls."""
-    head = results["headline"]
+    """What the rewriting achieves, in one sentence with interval, controls, and whose protocol it follows."""
+    head, protocol = results["headline"], (results.get("protocol") or {}).get("name", "ours")
+    by = "" if protocol == "ours" else f"By protocol {protocol}, whose known defects the report names. "
     if head["gap_closed"] is None:
         return (
-            "The coder is not measurably better than its latents at their mean, so there is no gap to close: "
+            f"{by}The coder is not measurably better than its latents at their mean, so there is no gap to close: "
             "see delta_ce and kl. Train the coder longer, or choose another layer with --set coder.site.layer."
         )
     controls = {
@@ -225,7 +226,7 @@ def headline(results: Mapping[str, Any]) -> str:
     where = "all positions" if head["position"] == "all" else "the last position"
     on = head["chosen_on"]
     return (
-        f"Rewritten in sentences, all latents at {where}, the layer closes {number(head['gap_closed'])} "
+        f"{by}Rewritten in sentences, all latents at {where}, the layer closes {number(head['gap_closed'])} "
         f"[{number(head['low'])}, {number(head['high'])}] of the gap between its latents at their mean and the coder"
         f" ({', '.join(f'{name} {number(value)}' for name, value in controls.items() if value is not None)})"
         + (

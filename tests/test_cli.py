@@ -353,6 +353,15 @@ def test_arms_that_differ_in_their_sentences_have_a_row_each():
     assert [cell.strip() for cell in lines[0].split("|")[1:4]] == ["arm", "explanation", "calibrator"]
 
 
+def test_a_protocol_that_patches_the_last_position_has_a_table_and_is_named():
+    arms = [{**arm, "position": "last"} for arm in small_steps.RESULTS["arms"]]
+    head = {**small_steps.RESULTS["headline"], "position": "last"}
+    results = {**small_steps.RESULTS, "arms": arms, "headline": head, "protocol": {"name": "p2"}}
+    assert terminal.results_table(results) == terminal.results_table(small_steps.RESULTS)
+    assert terminal.headline(results).startswith("By protocol p2, whose known defects the report names. Rewritten")
+    assert terminal.headline(small_steps.RESULTS).startswith("Rewritten")
+
+
 def test_a_gap_that_cannot_be_measured_is_no_number():
     names = ("gap_closed", "low", "high", "token_lookup", "bigram_lookup", "shuffled", "oracle", "over_token_lookup")
     head = small_steps.RESULTS["headline"] | dict.fromkeys(names)

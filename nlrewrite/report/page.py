@@ -300,14 +300,18 @@ def _arms(results: Mapping[str, Any], quoted: Row) -> Markup:
     shown: list[Markup] = []
     for position in (each for each in POSITIONS if any(row["position"] == each for row in whole)):
         here = [row for row in whole if row["position"] == position]
-        shown.append(tables.arms(here, POSITIONS[position], quoted))
-        more = []
+        losses, more, told = tables.arms(here, POSITIONS[position], quoted), [], ""
+        if position == quoted["position"]:
+            shown.append(losses)
+        else:
+            more, told = [losses], "losses, "
         if all("win_rate" in row for row in here):
             more.append(tables.statistics(here, POSITIONS[position], quoted))
         if curves := [each for each in results.get("curves", ()) if each["position"] == position]:
             more.append(tables.curves(curves, POSITIONS[position]))
         if more:
-            title = f"{POSITIONS[position]}: medians, shares of windows, agreement, power, all shares of latents"
+            told += "medians, shares of windows, agreement, power, all shares of latents"
+            title = f"{POSITIONS[position]}: {told}"
             shown.append(el("details", el("summary", title), *more, class_="more"))
     return el("section", el("h2", "Every arm"), el("p", about, class_="about"), *shown, id="arms")
 

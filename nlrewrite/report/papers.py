@@ -45,7 +45,7 @@ TOO_HIGH = 2.5
 NEAR = 0.3
 """Shares of training above it are told apart without a logarithmic axis."""
 FLOORS = {"mean": ("at mean", "mean ablation"), "zero": ("at zero", "zero ablation")}
-PARTLY = "with evaluate.protocol=p1 or p2 every calibrator is measured at every share"
+PARTLY = "with --protocol p1 or p2 every calibrator is measured at every share"
 
 
 @dataclass(frozen=True)

@@ -123,10 +123,13 @@ def _rungs(simulator: str, rungs: Sequence[Row]) -> Markup:
             axes.plot([value], [at], color=colour, marker="o", markersize=5.5)
         axes.axvline(0, color=INK, linewidth=1, linestyle=DASHED)
         axes.set_xlim(low, high)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_ylim(-0.6, len(rungs) - 0.4)
         axes.set_yticks(range(len(rungs)), [str(each["change"]) for each in reversed(rungs)])
         axes.set_title(simulator)
         axes.set_xlabel("added loss less mean ablation's, nats")
+
+    from matplotlib.ticker import MaxNLocator
 
     last = rungs[-1]
     told = f"{simulator}: from {number(rungs[0]['above_mean'])} to {number(last['above_mean'])} nats over mean ablation"

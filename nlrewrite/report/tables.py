@@ -282,7 +282,7 @@ def calibrators(facts: Facts) -> Markup:
         name = f"{each['calibrator']} (chosen)" if each["calibrator"] == chosen else each["calibrator"]
         knows = wording.INFORMATION.get(each["information"], each["information"])
         named = [name, el("small", wording.calibrator(each["calibrator"]))]
-        body.append(row(columns, (named, knows, number(error, 1), percent(share))))
+        body.append(row(columns, (named, knows, wording.figures(error), percent(share))))
     caption = (
         "How the calibrator was chosen: squared error of what the latents write, on documents of the calibrate split "
         "that it was not fitted on; none for what looks at the test."

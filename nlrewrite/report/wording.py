@@ -54,7 +54,7 @@ INFORMATION = {
 
 CALIBRATORS = {
     "none": "the expected digit, in ninths of the latent's largest activation",
-    "published": "the same with the published program's two slips: failures count as 9, a 9 as 0",
+    "published": "the expected digit with the published program's two slips: a failure is the maximum, a 9 counts as 0",
     "mean": "each latent's mean, whatever is said",
     "token-mean": "mean activation given the current token",
     "bigram-mean": "mean activation given the last two tokens",
@@ -62,10 +62,10 @@ CALIBRATORS = {
     "platt": "a logistic chance of being active, times the latent's mean magnitude",
     "beta": "a chance of being active with a curve for very high and very low answers, times the mean magnitude",
     "isotonic": "the rising step function that fits best",
-    "isotonic-shrunk": "the same, drawn towards the mean as far as other documents advise",
+    "isotonic-shrunk": "the rising step function that fits best, drawn towards the mean as other documents advise",
     "hurdle": "a logistic chance of being active, times the magnitude expected at that answer; slopes partly shared",
-    "hurdle-none": "the same with nothing shared between latents",
-    "hurdle-full": "the same with one slope for all latents",
+    "hurdle-none": "as hurdle, with nothing shared between latents",
+    "hurdle-full": "as hurdle, with one slope for all latents",
     "digit-values": "a value for each of the ten digits, weighted by their probabilities",
     "levels": "rates and magnitudes by level, drawn towards what latents share",
 }
@@ -110,6 +110,11 @@ def number(value: float | None, digits: int = 3) -> str:
         return MISSING
     written = f"{value:.{digits}f}"
     return written.replace("-", "" if float(written) == 0 else "−")
+
+
+def figures(value: float | None) -> str:
+    """A number of any size, with three or four figures that count."""
+    return MISSING if value is None else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
 def count(value: int) -> str:
@@ -208,8 +213,8 @@ def at_worst(headline: Mapping[str, Any]) -> str:
             f"{percent(-worst['share'])} of the whole gap."
         )
     return (
-        f"At the worst {of}, sentences cost {percent(worst['share'])} of the whole gap more than mean ablation of the "
-        f"same latents."
+        f"At the worst {of}, sentences cost at most {percent(worst['share'])} of the whole gap more than mean "
+        f"ablation of the same latents."
     )
 
 
@@ -234,7 +239,7 @@ def as_training(shares: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _share_of_training(share: Mapping[str, Any]) -> str:
-    bound = {"above": "all or more", "below": "less than the first checkpoint's"}.get(str(share["censored"]))
+    bound = {"above": "100% or more", "below": "less than the first checkpoint's"}.get(str(share["censored"]))
     return bound or f"{percent(share['share'])} {percent_interval(share['low'], share['high'])}"
 
 

@@ -106,7 +106,7 @@ def test_training_is_told_with_its_bounds():
     coder = {"arm": "coder", "share": 1.0, "low": 0.99, "high": 1.0, "censored": "above"}
     said = wording.as_training([coder, rewritten])
     assert "68% [66, 70] of its training steps" in said
-    assert "the coder all or more" in said
+    assert "the coder 100% or more" in said
     assert wording.as_training([coder]) == wording.as_training([]) == ""
 
 
@@ -125,3 +125,7 @@ def test_rewritten_arms_are_told_apart():
         "sentences of at most 4 quotes",
         "only the top k by values are kept",
     }
+
+
+def test_an_error_of_any_size_has_figures_that_count() -> None:
+    assert [wording.figures(each) for each in (None, 134.42, 9.876, 0.00123)] == ["–", "134.4", "9.88", "0.00123"]
