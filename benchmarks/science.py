@@ -95,7 +95,8 @@ def machine() -> str:
 
 
 def compared(ours: float, peer: float, unit: str, **more: Any) -> Line:
-    return {"ours": ours, "peer": peer, "unit": unit, "ratio": ours / peer if peer else None, **more}
+    """Losses: less is better, and so the ratio is above 1 where ours is."""
+    return {"ours": ours, "peer": peer, "unit": unit, "ratio": peer / ours, **more}
 
 
 # -- what has to be there ---------------------------------------------------------------------------------------------
@@ -153,11 +154,11 @@ def measure_ladder(given: argparse.Namespace, lines: Lines) -> None:
         ordered = rows.sort_values("rung")
         first, last = ordered.iloc[0], ordered.iloc[-1]
         lines.add(
-            f"added loss, {simulator}, fraction {fraction:g}, against the published program",
+            f"ladder-end/published-program, {simulator}, fraction {fraction:g}",
             lambda first=first, last=last: compared(
                 float(last["delta_ce"]),
                 float(first["delta_ce"]),
-                "nats",
+                "added nats",
                 gap_closed=[float(last["gap_closed"]), float(first["gap_closed"])],
                 error_of_comparison=[float(last["above_mean_error"]), float(first["above_mean_error"])],
             ),
@@ -203,14 +204,21 @@ def measure_margin(given: argparse.Namespace, lines: Lines) -> None:
                 ready.append(margin.subject(up, read_pairs(inputs["explain"]), *said))
             started = time.process_time()
             found = margin.measure(ready[0], seed, Progress())
-            above = found.loser_above_mean["all"].mean
-            best = found.estimates[f"oracle {min(margin.AUCS):g}, 1, all"]
-            ours = compared(best, above, "nats above mean ablation, AUC 0.84")
-            return {**ours, **found.printable(), "subject": subject, "cpu_seconds": time.process_time() - started}
+            lower = f"oracle {min(margin.AUCS):g}"
+            above, best = found.loser_above_mean["all"].mean, found.estimates[f"{lower}, 1, all"]
+            compared_with = compared(found.gaps["all"] + best, found.gaps["all"] + above, "nats above the coder")
+            return {
+                **compared_with,
+                **found.printable(),
+                "subject": subject,
+                "cpu_seconds": time.process_time() - started,
+            }
 
         for seed in seeds:
-            lines.add(f"margin, subject {subject}, seed {seed}", lambda seed=seed: measured(seed))
-    told = [line for what, line in lines.there.items() if what.startswith("margin, subject")]
+            lines.add(
+                f"hurdle/{margin.LOSER}, oracle 0.84, subject {subject}, seed {seed}", lambda seed=seed: measured(seed)
+            )
+    told = [line for what, line in lines.there.items() if what.startswith("hurdle/")]
     print(json.dumps(margin_summary(told)))
 
 

@@ -353,7 +353,7 @@ class SampleSizeSpec(Spec):
     """How many contexts calibration takes: drawn at random, or by whether the latent is active."""
 
     contexts: tuple[Annotated[int, Field(ge=2)], ...] = Field(
-        default=(250, 500, 1000, 2000, 4000), description="Random contexts; more than there are means all."
+        default=(250, 500, 1000, 2000, 4000, 10_000), description="Random contexts; more than there are means all."
     )
     cases: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] = Field(
         default=((10, 40), (20, 80), (50, 200), (100, 400)), description="Active and inactive contexts of each latent."

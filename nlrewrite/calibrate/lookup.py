@@ -33,7 +33,7 @@ def mean_over_tokens(fitted: Sequence[Seen]) -> np.ndarray:
 
 def mean_over_firing_tokens(fitted: Sequence[Seen]) -> np.ndarray:
     """Mean activation of each latent over the positions where it is active; 0 for one that never is. [L]"""
-    often = np.sum([np.asarray((seen.truth.extra_PL > 0).sum(0)).ravel() for seen in fitted], axis=0)
+    often = np.sum([seen.truth.extra_PL.getnnz(axis=0) for seen in fitted], axis=0)  # it holds no zeros
     return _total(fitted) / np.maximum(often, 1)
 
 

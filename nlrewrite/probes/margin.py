@@ -54,6 +54,8 @@ class Margin:
     """The same bound in nats."""
     worst: str
     """Where that is: simulator, fraction, position."""
+    gaps: dict[str, float]
+    """Mean ablation's loss less the coder's, by position."""
     gap_closed: dict[str, Interval | None]
     """By simulator and position, all latents replaced; none where mean ablation is not worse than the coder."""
     loser_above_mean: dict[str, Interval]
@@ -142,6 +144,7 @@ def measure(
         share=float(shares_K[worst]),
         bound=float(found.high_K[worst]),
         worst=", ".join(contrasts[worst]),
+        gaps=gaps,
         gap_closed={
             f"{name}, {position}": figures.gap(f"{name} 1{end}", f"mean 1{end}", f"coder 0{end}")
             for name in simulators
