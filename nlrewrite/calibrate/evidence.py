@@ -36,6 +36,11 @@ class Evidence:
     def latents(self) -> int:
         return len(self.active)
 
+    @property
+    def weights(self) -> np.ndarray:
+        """[B]: what all cases of each latent weigh together."""
+        return np.broadcast_to(self.weight.sum(1, dtype=np.float64), (self.latents,))
+
     def where(self, cases: np.ndarray) -> "Evidence":
         """The cases chosen by a mask [S]."""
         return replace(
@@ -49,24 +54,26 @@ class Evidence:
 
     def mean(self) -> np.ndarray:
         """Weighted mean activation of each latent: [B]."""
-        return self.total.sum(1) / _positive(np.broadcast_to(self.weight, self.total.shape).sum(1))
+        return self.total.sum(1) / _positive(self.weights)
 
     def silent(self) -> np.ndarray:
         """[B]: the latents of which nothing was heard: no case weighs anything."""
-        return ~(np.broadcast_to(self.weight, self.total.shape).sum(1) > 0)
+        return ~(self.weights > 0)
 
     def with_a_case(self) -> "Evidence":
         """The same, but with one inactive case for every silent latent: a fit is possible, and says nothing of it."""
         silent = self.silent()
         if not silent.any():
             return self
+        if not len(self.fold):
+            raise SettingError("no case is left for any latent when a fold is held out: draw more, or hold out less")
         weight = np.broadcast_to(self.weight, self.total.shape).copy()
         weight[silent, 0] = 1
         return replace(self, weight=weight)
 
     def checked(self) -> "Evidence":
         """Itself, if a fit can be made of it; a SettingError that says what is wrong with it, if not."""
-        weights = np.broadcast_to(self.finite().weight, self.total.shape).sum(1)
+        weights = self.finite().weights
         if not (weights > 0).all():
             raise SettingError(
                 f"a latent's weights must add up to more than 0: latent {int(np.argmin(weights))} of the block "

@@ -136,3 +136,10 @@ def test_a_single_fold_cannot_be_held_out() -> None:
     both = Pairing(said, sparse.csr_matrix(truth.astype(np.float32)), one)
     with pytest.raises(SettingError, match="at least 2 folds: there is 1"):
         cross_fitted_error("hurdle", both, partial(statistics(truth, one).known_of, None), DECODER)
+
+
+def test_a_fold_that_holds_every_case_cannot_be_held_out() -> None:
+    said, truth = planted("nothing")
+    found = pairing(said, truth, (1, 1)).evidence(slice(0, LATENTS), Reading())
+    with pytest.raises(SettingError, match="no case is left for any latent"):
+        found.where(np.zeros(len(found.fold), dtype=bool)).with_a_case()
