@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 
 from nlrewrite import steps
+from nlrewrite.activations.codes import true_codes
 from nlrewrite.activations.pairs import read
 from nlrewrite.activations.statistics import read_latents
 from nlrewrite.artifacts import Artifact, Folder, Store
+from nlrewrite.calibrate import lookup
 from nlrewrite.calibrate.fit import read_calibrated
 from nlrewrite.coders import topk
 from nlrewrite.composition import rewrite
@@ -199,3 +201,15 @@ def test_two_evaluations_have_the_same_bytes(made: dict[str, Folder], tmp_path: 
     build.build(spec, inputs, tmp_path, steps.Running(Execution(batch_tokens=8192), Progress()))
     for entry in first.manifest.files:
         assert (tmp_path / entry.path).read_bytes() == first.path(entry.path).read_bytes(), entry.path
+
+
+def test_latents_are_selected_without_a_look_at_the_report_split(made: dict[str, Folder], plain: Sources) -> None:
+    coder = topk.read(made["coder"])
+    where = positions(read_windows(made["tokens"], "calibrate"))
+    seen = lookup.Seen(where, true_codes(read(made["calibrate"]), coder.latents))
+    earlier = {name: made[name] for name in ("explain", "calibration", "on-calibrate")}
+    found = gather.gain(earlier, seen, plain.chosen, coder.dec_LE.numpy())
+    assert plain.gain is not None
+    assert found.mean.tobytes() == plain.gain.mean.tobytes()
+    assert found.lower.tobytes() == plain.gain.lower.tobytes()
+    assert (found.mean != 0).any()

@@ -6,6 +6,8 @@ import pytest
 from scipy import sparse, stats
 
 from nlrewrite.activations.pairs import Active
+from nlrewrite.calibrate import apply
+from nlrewrite.calibrate.fit import fit_on
 from nlrewrite.calibrate.known import Statistics
 from nlrewrite.calibrate.pairing import Pairing
 from nlrewrite.evaluate.selection import Gain, GainSums, fresh, held_out, subsets
@@ -149,12 +151,19 @@ def test_one_group_of_documents_makes_nothing_sure() -> None:
     assert found.mean.tolist() == [1, 1] and not found.harmless.any()
 
 
-def test_selection_sees_the_calibrate_split_alone() -> None:
-    """Nothing of another split is an argument; another truth outside the pairing changes nothing."""
+def test_each_fold_is_predicted_from_the_others_alone() -> None:
+    """The same gains come out where each fold's truth is scrambled for the fit that predicts it."""
     pairing, known, group_P = planted()
-    first = held_out("levels", pairing, partial(known.known_of, "corpus"), group_P, DEC)
-    again = held_out("levels", pairing, partial(known.known_of, "corpus"), group_P, DEC)
-    assert (first.mean == again.mean).all()
-    shifted = Pairing(pairing.said, pairing.truth_PL * 2, pairing.folds_P)
-    doubled = held_out("levels", shifted, partial(known.known_of, "corpus"), group_P, DEC)
-    assert (doubled.mean != first.mean)[:5].all()
+    found = held_out("levels", pairing, partial(known.known_of, "corpus"), group_P, DEC)
+    truth = pairing.truth_PL.toarray()
+    gain = np.zeros(LATENTS)
+    for fold in range(FOLDS):
+        held = pairing.folds_P == fold
+        scrambled = np.where(held[:, None], 1 - truth[::-1], truth).astype(np.float32)
+        others = Pairing(pairing.said, sparse.csr_matrix(scrambled), pairing.folds_P)
+        fitted = fit_on("levels", others, known.known_of("corpus", fold), DEC, without=(fold,))
+        predicted = apply.dense(fitted, pairing.said).values_PL
+        gain += (np.square(fitted.mean - truth) - np.square(predicted - truth))[held].sum(0)
+    wanted = gain / POSITIONS * np.square(DEC).sum(1)
+    assert found.mean[:5] == pytest.approx(wanted[:5], rel=1e-4, abs=1e-9)
+    assert np.abs(wanted[:5]).min() > 1e-7
