@@ -304,7 +304,8 @@ def _sizes(simulator: str, rows: Sequence[Row]) -> Markup:
     below = max(lowest - 0.05, LOWEST)
 
     def plot(axes: "Axes") -> None:
-        for calibrator in dict.fromkeys(str(each["calibrator"]) for each in rows):
+        names = list(dict.fromkeys(str(each["calibrator"]) for each in rows))
+        for beneath, calibrator in enumerate(reversed(names)):  # wider, the further down: lines may coincide
             colour = COLOURS.get(calibrator, GREY)
             for drawn, hollow in (("random", False), ("by activity", True)):
                 some = sorted(
@@ -323,11 +324,12 @@ def _sizes(simulator: str, rows: Sequence[Row]) -> Markup:
                     yerr=np.maximum(ends, 0),
                     color=colour,
                     marker="o",
-                    markersize=5,
+                    markersize=5 + beneath,
                     markerfacecolor=PAGE if hollow else colour,
                     linestyle="--" if hollow else "-",
-                    linewidth=1.4,
+                    linewidth=1.4 + 0.7 * beneath,
                     elinewidth=1,
+                    zorder=9 - beneath,
                     label=None if hollow else calibrator,
                 )
         axes.axhline(0, color=INK, linewidth=1, linestyle=DASHED)
