@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).parent / "golden"
 # What every step stands on and no step names. Of these only seeds and digests move results: their values are pinned.
 GROUND = {
     f"nlrewrite.{module}"
-    for module in ("specs", "execution", "errors", "progress", "seeds", "steps", "composition", "artifacts")
+    for module in ("specs", "material", "execution", "errors", "progress", "seeds", "steps", "composition", "artifacts")
 }
 
 SPEC_OF: dict[str, Any] = {
@@ -174,7 +174,7 @@ def fields_of_specs() -> dict[str, dict[str, Any]]:
 
 
 def _models(model: type[BaseModel]) -> list[type[BaseModel]]:
-    here = [each for each in model.__subclasses__() if each.__module__ == specs.__name__]
+    here = [each for each in model.__subclasses__() if each.__module__ in (specs.__name__, specs.Spec.__module__)]
     return sorted(here, key=lambda each: each.__name__)
 
 
