@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nlrewrite.protocols import PROTOCOLS
 from nlrewrite.report import wording
 from nlrewrite.report.facts import Facts
 from nlrewrite.report.markup import Markup, element
@@ -275,19 +276,23 @@ def calibrators(facts: Facts) -> Markup:
         Column("of mean ablation's", True),
     )
     chosen, floor = facts.calibration["chosen"], facts.calibration["mean_ablation_error"]
+    fixed = PROTOCOLS[str(facts.evaluate.get("protocol", "ours"))].calibrator
+    by_protocol = fixed in {each["calibrator"] for each in facts.calibration["calibrators"]}
+    quoted, why = (fixed, "the protocol's") if by_protocol else (chosen, "chosen")
     body = []
     for each in facts.calibration["calibrators"]:
         error = each["cross_fitted_error"]
         share = None if error is None or not floor else error / floor
-        name = f"{each['calibrator']} (chosen)" if each["calibrator"] == chosen else each["calibrator"]
+        name = f"{each['calibrator']} ({why})" if each["calibrator"] == quoted else each["calibrator"]
         knows = wording.INFORMATION.get(each["information"], each["information"])
         named = [name, el("small", wording.calibrator(each["calibrator"]))]
         body.append(row(columns, (named, knows, wording.figures(error), percent(share))))
+    words = "What the calibrators are worth" if by_protocol else "How the calibrator was chosen"
     caption = (
-        "How the calibrator was chosen: squared error of what the latents write, on documents of the calibrate split "
+        f"{words}: squared error of what the latents write, on documents of the calibrate split "
         "that it was not fitted on; none for what looks at the test."
     )
-    return table(caption, columns, body, "How the calibrator was chosen")
+    return table(caption, columns, body, words)
 
 
 # -- the papers -------------------------------------------------------------------------------------------------------

@@ -345,12 +345,15 @@ def arm_name(row: Mapping[str, Any]) -> tuple[str, str]:
         limit = explanation.rpartition("-")
         if limit[2].isdigit() and limit[0]:
             about = f"sentences of at most {limit[2]} quotes"
+    told = about
     if topk == "mixed":
         about = "only the k largest of predicted and true values are kept, as published"
         if row.get("eviction_rate"):
             about += f": {percent(row['eviction_rate'])} of the true ones of other latents lose their place"
     elif topk != "none":
         about = f"only the top k by {topk} are kept"
+    if name != "rewritten" and about != told:
+        about = f"{told}; {about}"
     if row.get("selection") == "harmless":
         about = f"sentences for the {count(row.get('n_latents', 0))} latents sure to gain by them, means for the others"
     return shown, about

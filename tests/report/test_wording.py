@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from nlrewrite.report import wording
+from nlrewrite.report import tables, wording
 from nlrewrite.report.facts import PLACES, Facts
 from nlrewrite.report.page import quoted_row
 from nlrewrite.report.wording import arm_name, beside, carried, caveats, group_of, number, percent, percent_interval
@@ -129,3 +129,19 @@ def test_rewritten_arms_are_told_apart():
 
 def test_an_error_of_any_size_has_figures_that_count() -> None:
     assert [wording.figures(each) for each in (None, 134.42, 9.876, 0.00123)] == ["–", "134.4", "9.88", "0.00123"]
+
+
+def test_a_control_under_a_topk_keeps_its_name() -> None:
+    said = arm_name({"arm": "shuffled", "topk": "values"})[1]
+    assert said == "every latent reads another one's sentence; only the top k by values are kept"
+    assert arm_name({"arm": "rewritten", "topk": "values"})[1] == "only the top k by values are kept"
+
+
+def test_a_calibrator_that_a_protocol_fixes_is_not_said_to_be_chosen(told: Facts) -> None:
+    assert "(chosen)" in str(tables.calibrators(told))
+    some = [each for each in told.calibration["calibrators"] if each["calibrator"] != "quantile-7"]
+    fixed = {"calibrator": "quantile-7", "information": "marginals", "cross_fitted_error": 9.0}
+    fitted = {**told.calibration, "calibrators": [*some, fixed]}
+    said = str(tables.calibrators(replace(told, calibration=fitted, evaluate={**told.evaluate, "protocol": "p1"})))
+    assert "quantile-7 (the protocol" in said
+    assert "(chosen)" not in said
