@@ -262,6 +262,12 @@ class SampleSizeSpec(Spec):
     @model_validator(mode="after")
     def _names(self) -> "SampleSizeSpec":
         names.check(self.calibrators, "sample_size.calibrators")
+        for name in self.calibrators:
+            if names.parse(name).refit:
+                raise ValueError(
+                    f"sample sizes are measured with the coder's own decoder, and {name} has one of its own. "
+                    f"Leave +refit out of --set sample_size.calibrators"
+                )
         return self
 
 

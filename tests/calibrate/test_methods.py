@@ -79,3 +79,9 @@ def test_the_default_is_never_what_peeks_or_changes_the_coder() -> None:
 def test_every_default_is_a_calibrator() -> None:
     for name in (*CalibrateSpec().calibrators, *SampleSizeSpec().calibrators):
         assert methods.parse(name).full == name
+
+
+def test_sample_sizes_are_measured_with_the_coders_own_decoder() -> None:
+    with pytest.raises(ValueError, match=r"hurdle\+refit has one of its own\. Leave \+refit out"):
+        SampleSizeSpec(calibrators=("quantile-6", "hurdle+refit"))
+    assert SampleSizeSpec(calibrators=("hurdle+output-gain",)).calibrators == ("hurdle+output-gain",)
