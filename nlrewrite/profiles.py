@@ -324,7 +324,8 @@ def _sentence(error: ValidationError) -> str:
                 f"Change --set {where}"
             )
         case "too_short":
-            return f"{where} takes a list of at least {first.get('ctx', {})['min_length']}, not {given}. Change --set {where}"
+            least = first.get("ctx", {})["min_length"]
+            return f"{where} takes a list of at least {least}, not {given}. Change --set {where}"
         case "tuple_type":
             return f"{where} takes a list, not {given}. Write --set '{where}=[{given}]'"
         case "union_tag_invalid":

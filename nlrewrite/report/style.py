@@ -194,6 +194,7 @@ footer h2 { margin-top: 2.6rem; scroll-margin-top: 4rem; }
   .scale .ends { grid-template-columns: minmax(0, 1fr); }
   .scale .ends > span { display: none; }
   #arms table { min-width: 52rem; }
+  caption { max-width: calc(100vw - 3rem); }
   #arms tbody th[scope=row] { position: sticky; left: 0; background: var(--page); width: 9.5rem; }
   .latents summary { grid-template-columns: 1fr; gap: 0.25rem; }
   .bits { text-align: left; max-width: 15rem; }
