@@ -45,6 +45,18 @@ ORACLE: dict[str, Any] = {
     "calibrator": "mean magnitude",
     "information": "test activity",
 }
+ORACLE_DIGITS: dict[str, Any] = {
+    "arm": "oracle_digits",
+    "simulator": "oracle digits",
+    "calibrator": "none",
+    "information": "test activity",
+}
+ORACLE_FLAGS: dict[str, Any] = {
+    "arm": "oracle_flags",
+    "simulator": "oracle flags",
+    "calibrator": "mean given the flag",
+    "information": "test activity",
+}
 SIMULATORS = {"gate": "gate", "gated": "gate + rules"}
 """By the explanation; every other one is read by the rules."""
 
@@ -90,6 +102,8 @@ class Sources:
     """The mean over the tokens on which the latent is active."""
     zero: Codes
     oracle: Codes
+    oracle_digits: Codes
+    oracle_flags: Codes
     token_lookup: Values
     bigram_lookup: Values
     rewritten: dict[str, Rewritten]
@@ -211,7 +225,7 @@ def arms(
 
 
 def _reference_arms(plan: Plan, x_mean_D: Tensor, y_mean_E: Tensor) -> list[Arm]:
-    """What needs no sentence: the original, the coder, ablations, lookups and the oracle mask."""
+    """What needs no sentence: the original, the coder, ablations, lookups and the oracles."""
     key, sources, coder = plan.key, plan.sources, plan.coder
     nothing, lookup = replace(key, fraction=0.0), replace(key, information=LOOKED_UP)
     out = [
@@ -230,6 +244,8 @@ def _reference_arms(plan: Plan, x_mean_D: Tensor, y_mean_E: Tensor) -> list[Arm]
         plan.arm(replace(lookup, arm="token_lookup"), sources.token_lookup),
         plan.arm(replace(lookup, arm="bigram_lookup"), sources.bigram_lookup),
         plan.arm(replace(key, **ORACLE), sources.oracle),
+        plan.arm(replace(key, **ORACLE_DIGITS), sources.oracle_digits),
+        plan.arm(replace(key, **ORACLE_FLAGS), sources.oracle_flags),
     ]
 
 

@@ -23,6 +23,7 @@ from nlrewrite.calibrate.fit import fit, folds, read_calibrated
 from nlrewrite.calibrate.fitted import Fitted
 from nlrewrite.calibrate.known import Statistics, aimed_at
 from nlrewrite.calibrate.pairing import Pairing
+from nlrewrite.evaluate import controls
 from nlrewrite.evaluate.arms import SIMULATORS, Rewritten, Sources
 from nlrewrite.evaluate.mixing import instead
 from nlrewrite.evaluate.selection import Gain, held_out
@@ -35,6 +36,7 @@ from nlrewrite.text.tokens import read_windows
 
 ON_PROMPT_CALIBRATOR = f"quantile-6{methods.ON_PROMPT}"
 FITTED_ON = ("explain", "calibrate")
+_TINY = np.finfo(np.float32).tiny
 
 
 def gather(
@@ -63,6 +65,7 @@ def gather(
     chosen = _settled(chosen, calibrators, spec)
     spoken = readings.spoken("")
     earlier = seen["calibrate"].truth.extra_PL
+    heard = Spoken(simulation.read(inputs["on-calibrate"]), len(seen["calibrate"].where))
     known = Statistics(read(inputs["explain"]), earlier, np.zeros(len(seen["calibrate"].where)), latents, seed=0)
     peeking = aimed_at(known.known_of(None), active, latents)
     ours = [ON_PROMPT_CALIBRATOR] if spec.protocol == "ours" else []  # a published protocol has its own
@@ -78,6 +81,8 @@ def gather(
         mean_firing=constant_codes(firing_L, count),
         zero=zero,
         oracle=oracle_codes(active, firing_L),
+        oracle_digits=controls.digits(truth, _largest(inputs)),
+        oracle_flags=controls.flags(truth, heard, earlier, mean_L / np.maximum(firing_L, _TINY), firing_L, spec.seed),
         token_lookup=lookup.token_lookup(fitted_on, where, vocabulary, token),
         bigram_lookup=lookup.bigram_lookup(fitted_on, where, vocabulary, bigram, token),
         rewritten={name: readings.by(each, "") for name, each in calibrators.items()},

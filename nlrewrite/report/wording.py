@@ -25,6 +25,8 @@ ARMS: dict[str, tuple[str, str]] = {
     "token_lookup": ("Token lookup", "mean activation given the current token"),
     "bigram_lookup": ("Bigram lookup", "given the last two tokens, backing off to one"),
     "oracle": ("Oracle mask", "true on and off, one magnitude for each latent"),
+    "oracle_digits": ("Oracle digits", "true strengths, in ninths of each latent's largest"),
+    "oracle_flags": ("Oracle flags", "true on and off with as many errors as the sentences make, each by itself"),
     "shuffled": ("Shuffled sentences", "every latent reads another one's sentence"),
     "rewritten": ("Rewritten", "only sentences and the text are read"),
 }
@@ -35,7 +37,7 @@ RUNGS: dict[str, tuple[str, str]] = {
 """What else than sentences alone the rewritten arm may read, by the name of its explanation."""
 GROUPS: dict[str, tuple[str, ...]] = {
     "Ends of the scale": ("original", "coder", "no_skip", "mean", "mean_firing", "zero", "mlp_mean", "mlp_zero"),
-    "Controls": ("shuffled", "token_lookup", "bigram_lookup", "oracle"),
+    "Controls": ("shuffled", "token_lookup", "bigram_lookup", "oracle_flags", "oracle", "oracle_digits"),
     "Behind lexical gates": (),
     "Rewritten in sentences": ("rewritten",),
     "Others": (),
