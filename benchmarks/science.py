@@ -188,7 +188,7 @@ def measure_pass(given: argparse.Namespace, lines: Lines) -> None:
 
 def measure_margin(given: argparse.Namespace, lines: Lines) -> None:
     from nlrewrite.activations.pairs import read as read_pairs
-    from nlrewrite.probes import margin, panel
+    from nlrewrite.probes import margin, upstream
     from nlrewrite.simulate import rules
 
     first, *others = given.subjects
@@ -199,7 +199,7 @@ def measure_margin(given: argparse.Namespace, lines: Lines) -> None:
         def measured(seed: int, subject: int = subject, ready: list[margin.Subject] = ready) -> Line:
             if not ready:
                 inputs, execution = inputs_of("ladder", given, subject)
-                up = panel.read(inputs, Running(execution, Progress()))
+                up = upstream.read(inputs, Running(execution, Progress()))
                 said = (rules.read(inputs[label]) for label in ("on-calibrate", "simulation"))
                 ready.append(margin.subject(up, read_pairs(inputs["explain"]), *said))
             started = time.process_time()

@@ -16,33 +16,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
-from scipy.special import expit
 
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate import apply
 from nlrewrite.calibrate.cases import restricted
-from nlrewrite.calibrate.fitted import Fitted
-from nlrewrite.probes import panel
+from nlrewrite.evaluate.mixing import largest
+from nlrewrite.probes import panel, upstream
 from nlrewrite.probes.heard import Heard
-from nlrewrite.probes.panel import Chosen, Panel, Upstream
+from nlrewrite.probes.panel import Panel
+from nlrewrite.probes.predictions import Predictions, behind_gate, drawn_in, gated, output_gain, raw
+from nlrewrite.probes.upstream import Chosen, Upstream
 from nlrewrite.seeds import derive, generator
 from nlrewrite.simulate import rules
 from nlrewrite.simulate.oracle import Manner, Oracle, Scored, oracle
-from nlrewrite.simulate.said import Said, Spoken, answers
+from nlrewrite.simulate.said import Said, Spoken
 from nlrewrite.specs import LadderSpec
 
 if TYPE_CHECKING:
     from nlrewrite.steps import Running
 
-Predictions = Iterator[tuple[slice, np.ndarray]]
-
 MOOD = 0.5
 """Standard deviation of what an oracle adds to all its answers in a context; its AUC is the one within a context."""
 MANNER = Manner(mass=0.9, renormalised=False, failed=0.01)
 NO_EFFECT = {"effect": 0.0, "effect_low": 0.0, "effect_high": 0.0}
-KEPT = 0.95
-"""Share of a latent's activations that a gate is expected to pass: where one pseudo-activation goes."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +97,8 @@ class Gates:
 
 
 def build(spec: LadderSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
-    up = panel.read(inputs, running)
-    chosen = panel.chosen(up.calibrate, panel.CONTEXTS, spec.seed)
+    up = upstream.read(inputs, running)
+    chosen = upstream.chosen(up.calibrate, upstream.CONTEXTS, spec.seed)
     gates = _gates(inputs, up, chosen)
     simulators = [rules_of(inputs, up, chosen), *(oracle_of(up, chosen, auc, spec.seed) for auc in spec.aucs)]
     table: list[dict[str, Any]] = []
@@ -285,81 +281,6 @@ def why_nothing(rung: Rung, simulator: Simulator, fraction: float) -> str:
     return ""
 
 
-# -- predictions ------------------------------------------------------------------------------------------------------
-
-
-def raw(
-    digits: Heard, largest_L: np.ndarray, mean_L: np.ndarray, *, failed: str = "missing", nine: bool = True
-) -> Predictions:
-    """The expected digit in ninths of the latent's largest activation."""
-    for block in panel.in_blocks(len(largest_L), digits.contexts):
-        digit_BP = digits.scores(block)
-        values = largest_L[block, None] * (digit_BP if nine else np.where(digit_BP > 9 - 1e-5, 0, digit_BP)) / 9
-        lost = largest_L if failed == "largest" else mean_L
-        values = np.where(np.isfinite(digit_BP), values, lost[block, None])
-        yield block, np.where(digits.explained[block, None], values, mean_L[block, None]).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Behind:
-    """A logistic calibrator with an intercept inside the latent's gate and another outside."""
-
-    inside: Fitted
-    outside: Fitted
-
-
-def behind_gate(fitted: Fitted, said: Said, gate: Said, truth_SL: sparse.csr_matrix) -> Behind:
-    """Intercepts with which the expected number of activations is right on either side of the gate.
-
-    One pseudo-activation is laid where a gate lets pass what it was made to, so that no side is impossible.
-    """
-    truth = sparse.csc_matrix(truth_SL)
-    centre_S = panel.centre_of(said, fitted.reading)
-    slope, intercept = fitted.arrays["slope"], np.asarray(fitted.arrays["intercept"], dtype=np.float64)
-    sides = np.stack([intercept, intercept])
-    for block in panel.in_blocks(len(intercept), said.contexts):
-        score = answers(said, block, fitted.reading, centre_S, digits=False).score_BS
-        heard = slope[block, None] * np.where(said.explained[block, None], score, 0)
-        open_, active = gate.scores(block) > 0, truth[:, block].toarray().T > 0
-        for side, (where, extra) in enumerate(((open_, KEPT), (~open_, 1 - KEPT))):
-            wanted = (active & where).sum(1) + extra
-            room = where.sum(1)
-            sides[side, block] = _solved(heard, where, np.minimum(wanted, 0.9 * np.maximum(room, 1)), intercept[block])
-    return Behind(*(replace(fitted, arrays={**fitted.arrays, "intercept": each}) for each in sides))
-
-
-def _solved(heard_BS: np.ndarray, where_BS: np.ndarray, wanted_B: np.ndarray, start_B: np.ndarray) -> np.ndarray:
-    """Intercepts with which the chances inside `where` add up to what is wanted; where there is no room, the old."""
-    at = start_B.copy()
-    for _ in range(40):
-        chance = expit(heard_BS + at[:, None]) * where_BS
-        total, steep = chance.sum(1), (chance * (1 - chance)).sum(1)
-        at += np.clip(np.divide(wanted_B - total, steep, out=np.sign(wanted_B - total), where=steep > 1e-12), -1, 1)
-    return np.where(where_BS.any(1), at, start_B)
-
-
-def gated(behind: Behind, said: Said, gate: Said) -> Predictions:
-    pairs = zip(apply.predictions(behind.inside, said), apply.predictions(behind.outside, said), strict=True)
-    for (block, inside), (_, outside) in pairs:
-        yield block, np.where(gate.scores(block) > 0, inside, outside)
-
-
-def output_gain(predicted: Predictions, mean_L: np.ndarray, truth_SL: sparse.csr_matrix, dec_LE: np.ndarray) -> float:
-    """How far from the mean to go so that what all latents write is nearest to what they should: in 0..1."""
-    wanted = np.asarray(truth_SL @ dec_LE) - mean_L @ dec_LE
-    written = np.zeros(wanted.shape)
-    for block, values in predicted:
-        written += (values - mean_L[block, None]).T @ dec_LE[block]
-    power = float(np.square(written).sum())
-    return float(np.clip((written * wanted).sum() / power, 0, 1)) if power > 0 else 0.0
-
-
-def drawn_in(predicted: Predictions, mean_L: np.ndarray, gain: float) -> Predictions:
-    for block, values in predicted:
-        mean = mean_L[block, None].astype(np.float32)
-        yield block, mean + np.float32(gain) * (values - mean)
-
-
 # -- mixing -----------------------------------------------------------------------------------------------------------
 
 
@@ -387,17 +308,16 @@ def mixed(values_PL: np.ndarray, up: Upstream, masks_WL: np.ndarray, k: int | No
     truth, window, count = up.report.truth_PL, up.report.where.window, up.report.count
     written = np.empty((count, up.dec_LE.shape[1]), dtype=np.float32)
     kept, there = 0, 0
-    rows = max(1, panel.PREDICTED_AT_ONCE // up.latents)
+    rows = max(1, upstream.PREDICTED_AT_ONCE // up.latents)
     for start in range(0, count, rows):
         part = slice(start, min(start + rows, count))
         mask, true = masks_WL[window[part]], truth[part].toarray()
         values = np.where(mask, values_PL[part], true)
         if k is not None and k < up.latents:
-            least = np.partition(values, -k, axis=1)[:, -k, None]
-            outside = ~mask & (true > 0)
+            stays, outside = largest(values, k), ~mask & (true > 0)
             there += int(outside.sum())
-            kept += int((outside & (values >= least)).sum())
-            values = np.where(values >= least, values, 0)
+            kept += int((outside & stays).sum())
+            values = np.where(stays, values, 0)
         written[part] = values @ up.dec_LE
     return Mixed(written, 1 - kept / there if there else 0.0)
 

@@ -19,9 +19,10 @@ from nlrewrite.calibrate import apply
 from nlrewrite.calibrate.cases import restricted
 from nlrewrite.evaluate import bands
 from nlrewrite.evaluate.bootstrap import Interval
-from nlrewrite.probes import panel
-from nlrewrite.probes.panel import Panel, Part, Upstream
+from nlrewrite.probes import panel, upstream
+from nlrewrite.probes.panel import Panel
 from nlrewrite.probes.requirement import Score
+from nlrewrite.probes.upstream import Part, Upstream
 from nlrewrite.seeds import derive, generator
 from nlrewrite.simulate.oracle import Manner, Scored, oracle
 from nlrewrite.simulate.rules import Simulated
@@ -97,8 +98,8 @@ def measure(
     windows_of, rows_of = split(given.whole, seed)
     calibrate, report = (given.whole.at(windows) for windows in windows_of)
     old = given.up
-    up = panel.upstream(old.model, old.located, old.coder, given.explain, calibrate, report, old.batch_tokens)
-    chosen = panel.chosen(calibrate, panel.CONTEXTS, seed)
+    up = upstream.upstream(old.model, old.located, old.coder, given.explain, calibrate, report, old.batch_tokens)
+    chosen = upstream.chosen(calibrate, upstream.CONTEXTS, seed)
     subsets = nested(up.latents, fractions, seed)
     ends_P = prompts(report, seed) if up.in_last_layer else None
     measured = Panel(up, progress, ends_P=ends_P)
@@ -157,7 +158,7 @@ def measure(
     )
 
 
-def oracles(up: Upstream, chosen: panel.Chosen, auc: float, seed: int) -> tuple[Said, Said]:
+def oracles(up: Upstream, chosen: upstream.Chosen, auc: float, seed: int) -> tuple[Said, Said]:
     knows, magnitude = Scored.of_auc(auc), up.known.magnitude
     seed = derive(seed, "margin", f"{auc:g}") >> 31
     return (

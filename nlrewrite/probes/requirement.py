@@ -23,10 +23,11 @@ from scipy.special import logit
 
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate import apply, methods
-from nlrewrite.probes import panel, theory
+from nlrewrite.probes import panel, theory, upstream
 from nlrewrite.probes.heard import Heard
-from nlrewrite.probes.ladder import raw
-from nlrewrite.probes.panel import Chosen, Panel, Upstream
+from nlrewrite.probes.panel import Panel
+from nlrewrite.probes.predictions import raw
+from nlrewrite.probes.upstream import Chosen, Upstream
 from nlrewrite.seeds import derive
 from nlrewrite.simulate.oracle import Flagged, Manner, Oracle, Scored, oracle
 from nlrewrite.simulate.said import Said
@@ -72,8 +73,8 @@ class Point:
 
 
 def build(spec: RequirementSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
-    up = panel.read(inputs, running)
-    chosen = panel.chosen(up.calibrate, panel.CONTEXTS, spec.seed)
+    up = upstream.read(inputs, running)
+    chosen = upstream.chosen(up.calibrate, upstream.CONTEXTS, spec.seed)
     told = latents(up.report.truth_PL, up.dec_LE)
     table = rows(spec, up, chosen, told, running)
     panel.write(out, table, summary(spec, table, up, told, len(chosen.rows)))
@@ -185,7 +186,7 @@ class Score:
 
 def at_face_value(said: Said, magnitude_L: np.ndarray) -> Predictions:
     """Every flag as the latent's mean magnitude, no flag as 0."""
-    for block in panel.in_blocks(len(magnitude_L), said.contexts):
+    for block in upstream.in_blocks(len(magnitude_L), said.contexts):
         yield block, (said.scores(block) * magnitude_L[block, None]).astype(np.float32)
 
 

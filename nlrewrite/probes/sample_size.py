@@ -21,9 +21,10 @@ from nlrewrite.calibrate import apply, methods
 from nlrewrite.calibrate.cases import case_control, restricted
 from nlrewrite.calibrate.pairing import Cases
 from nlrewrite.errors import SettingError
-from nlrewrite.probes import panel
-from nlrewrite.probes.panel import Chosen, Panel, Upstream
+from nlrewrite.probes import panel, upstream
+from nlrewrite.probes.panel import Panel
 from nlrewrite.probes.requirement import Score, variances
+from nlrewrite.probes.upstream import Chosen, Upstream
 from nlrewrite.seeds import derive
 from nlrewrite.simulate import rules
 from nlrewrite.simulate.oracle import Manner, Scored, oracle
@@ -59,8 +60,8 @@ def build(spec: SampleSizeSpec, inputs: dict[str, Folder], out: Path, running: "
                 f"{name} is fitted to the contexts it is measured on, whatever the number of others: leave it out of "
                 f"--set sample_size.calibrators"
             )
-    up = panel.read(inputs, running)
-    everywhere = panel.chosen(up.calibrate, up.calibrate.count, spec.seed)
+    up = upstream.read(inputs, running)
+    everywhere = upstream.chosen(up.calibrate, up.calibrate.count, spec.seed)
     table = rows(spec, up, everywhere, simulators(spec, inputs, up, everywhere), running)
     panel.write(
         out,

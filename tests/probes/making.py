@@ -7,8 +7,8 @@ from scipy import sparse
 
 from nlrewrite.activations.codes import true_codes
 from nlrewrite.activations.pairs import Active
-from nlrewrite.probes import panel
-from nlrewrite.probes.panel import Part, Upstream
+from nlrewrite.probes import upstream
+from nlrewrite.probes.upstream import Part, Upstream
 from nlrewrite.seeds import generator
 from nlrewrite.specs import Site
 from nlrewrite.subject import sites
@@ -40,4 +40,4 @@ def made(layer: int | None = None) -> tuple[Upstream, Active]:
         return Part(windows, true_codes(active, LATENTS).extra_PL), active
 
     (_, explain), (calibrate, _), (report, _) = (part(seed, 100 * seed) for seed in (1, 2, 3))
-    return panel.upstream(base.model, base.located, base.coder, explain, calibrate, report, 64), explain
+    return upstream.upstream(base.model, base.located, base.coder, explain, calibrate, report, 64), explain

@@ -9,7 +9,7 @@ from scipy import sparse
 from scipy.special import expit
 
 from nlrewrite.calibrate.fitted import Fitted
-from nlrewrite.probes import ladder
+from nlrewrite.probes import ladder, predictions
 from nlrewrite.probes.heard import Heard
 from nlrewrite.probes.ladder import RUNGS, Rung, Simulator
 from nlrewrite.seeds import generator
@@ -47,7 +47,8 @@ def test_raw_predictions_as_published_and_without_the_slips() -> None:
     assert 0 < lost.sum() < 6
     largest, mean = np.array([9.0, 18.0]), np.array([1.0, 2.0])
     (_, published), (_, missing) = (
-        next(ladder.raw(Heard(said, "expected"), largest, mean, failed=failed)) for failed in ("largest", "missing")
+        next(predictions.raw(Heard(said, "expected"), largest, mean, failed=failed))
+        for failed in ("largest", "missing")
     )
     digits = Heard(said, "expected").scores(ALL)
     assert (published[lost] == np.broadcast_to(largest[:, None], (2, 3))[lost]).all()
@@ -55,7 +56,7 @@ def test_raw_predictions_as_published_and_without_the_slips() -> None:
     assert published[~lost] == pytest.approx((digits * largest[:, None] / 9)[~lost])
     nine = spoken(np.array([[0, 1], [1, 0]]))
     for kept, value in ((True, 9.0), (False, 0.0)):
-        _, values = next(ladder.raw(Heard(nine, "expected"), largest, mean, nine=kept))
+        _, values = next(predictions.raw(Heard(nine, "expected"), largest, mean, nine=kept))
         assert values[0].tolist() == [0, value]
 
 
@@ -84,7 +85,7 @@ def test_subsets_are_fresh_for_each_window_and_arm() -> None:
 
 
 @pytest.fixture(scope="module")
-def behind() -> tuple[ladder.Behind, np.ndarray, Spoken, sparse.csr_matrix, Heard]:
+def behind() -> tuple[predictions.Behind, np.ndarray, Spoken, sparse.csr_matrix, Heard]:
     draws = generator(0, "gates")
     open_ = draws.random((LATENTS, CONTEXTS)) < 0.1
     truth = sparse.csr_matrix((draws.random((LATENTS, CONTEXTS)) < np.where(open_, 0.2, 0.003)).T * 1.0)
@@ -94,7 +95,7 @@ def behind() -> tuple[ladder.Behind, np.ndarray, Spoken, sparse.csr_matrix, Hear
     fitted = Fitted("hurdle", "paired", "logistic", arrays, 0.02 * ones, ones)
     heard = Heard(said, "log-odds")
     gate = spoken(open_.astype(int))
-    return ladder.behind_gate(fitted, heard, gate, truth), open_, gate, truth, heard
+    return predictions.behind_gate(fitted, heard, gate, truth), open_, gate, truth, heard
 
 
 def test_behind_a_gate_the_expected_number_is_right_on_either_side(behind: tuple) -> None:
@@ -103,7 +104,7 @@ def test_behind_a_gate_the_expected_number_is_right_on_either_side(behind: tuple
     for fitted, where, extra in ((made_.inside, open_, 0.95), (made_.outside, ~open_, 0.05)):
         chance = expit(fitted.arrays["intercept"][:, None] + 1.4 * heard.scores(ALL))
         assert (chance * where).sum(1) == pytest.approx((active & where).sum(1) + extra, rel=1e-3)
-    values = np.concatenate([each for _, each in ladder.gated(made_, heard, gate)])
+    values = np.concatenate([each for _, each in predictions.gated(made_, heard, gate)])
     assert values[open_].mean() == pytest.approx(active[open_].mean(), rel=0.05)
     assert values[~open_].mean() < 0.01
 
@@ -116,11 +117,11 @@ def test_one_gain_is_the_share_of_the_way_that_is_right() -> None:
     def predicted(times: float):
         yield slice(0, 4), (mean + times * (truth.toarray() - mean)).T
 
-    assert ladder.output_gain(predicted(2.0), mean, truth, dec) == pytest.approx(0.5)
-    assert ladder.output_gain(predicted(0.5), mean, truth, dec) == 1
-    assert ladder.output_gain(predicted(-1.0), mean, truth, dec) == 0
-    assert ladder.output_gain(predicted(0.0), mean, truth, dec) == 0
-    _, half = next(ladder.drawn_in(predicted(1.0), mean, 0.5))
+    assert predictions.output_gain(predicted(2.0), mean, truth, dec) == pytest.approx(0.5)
+    assert predictions.output_gain(predicted(0.5), mean, truth, dec) == 1
+    assert predictions.output_gain(predicted(-1.0), mean, truth, dec) == 0
+    assert predictions.output_gain(predicted(0.0), mean, truth, dec) == 0
+    _, half = next(predictions.drawn_in(predicted(1.0), mean, 0.5))
     assert half == pytest.approx(((mean + truth.toarray()) / 2).T, abs=1e-6)
 
 

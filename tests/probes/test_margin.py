@@ -5,7 +5,8 @@ import pytest
 
 from nlrewrite.probes import margin, panel
 from nlrewrite.probes.margin import FRACTIONS
-from nlrewrite.probes.panel import Panel, Part
+from nlrewrite.probes.panel import Panel
+from nlrewrite.probes.upstream import Part
 from nlrewrite.progress import Progress
 from nlrewrite.simulate.rules import Simulated
 from nlrewrite.simulate.said import Spoken

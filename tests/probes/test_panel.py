@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from nlrewrite.evaluate.losses import losses
-from nlrewrite.probes import panel
+from nlrewrite.probes import panel, upstream
 from nlrewrite.probes.heard import Heard
-from nlrewrite.probes.panel import Measured, Panel, Upstream
+from nlrewrite.probes.panel import Measured, Panel
+from nlrewrite.probes.upstream import Upstream
 from nlrewrite.progress import Progress
 from nlrewrite.seeds import generator
 from nlrewrite.simulate.oracle import Flagged, Manner, Scored, oracle
@@ -41,7 +42,7 @@ def test_what_is_written_is_what_the_decoder_makes_of_the_mixture(up: Upstream) 
     values = generator(0, "values").random(truth.shape).astype(np.float32)
 
     def predicted():
-        for block in panel.in_blocks(up.latents, up.report.count):
+        for block in upstream.in_blocks(up.latents, up.report.count):
             yield block, values[:, block].T
 
     made = panel.output(predicted(), up.report.truth_PL, up.dec_LE, {"some": mask, "none": np.zeros_like(mask)})
@@ -104,7 +105,7 @@ def test_a_part_of_a_split_keeps_its_truth_beside_its_windows(up: Upstream) -> N
 
 
 def test_contexts_are_nested_and_a_group_has_one_fold(up: Upstream) -> None:
-    every = panel.chosen(up.calibrate, 10_000, 3)
+    every = upstream.chosen(up.calibrate, 10_000, 3)
     assert every.rows.tolist() == list(range(up.calibrate.count))
     of_group = {(group, fold) for group, fold in zip(up.calibrate.where.group, every.fold_S, strict=True)}
     assert len(of_group) == len(np.unique(up.calibrate.where.group))
