@@ -1,4 +1,4 @@
-"""A simulation of which one number is heard: the expected digit, or the log-odds that the digit is not 0.
+"""A simulation of which one number is heard: its own score, the expected digit, or the log-odds of one above 0.
 
 In: an oracle or a reading of rules. Out: a `Said` whose own score is that number and which has no digits. Invariant:
 the number is the one that `simulate/said.py` reads from the ten digits, and the ten digits are never held.
@@ -18,7 +18,7 @@ from nlrewrite.simulate.said import LEAST_MASS, Spoken, expected, log_odds
 @dataclass(frozen=True)
 class Heard:
     said: Oracle | Spoken
-    number: Literal["expected", "log-odds"]
+    number: Literal["own", "expected", "log-odds"]
 
     @property
     def explained(self) -> np.ndarray:
@@ -30,6 +30,8 @@ class Heard:
 
     def scores(self, latents: slice) -> np.ndarray:
         score_BP = self.said.scores(latents)
+        if self.number == "own":
+            return score_BP
         if isinstance(self.said, Spoken):
             of_level_Z = (expected if self.number == "expected" else log_odds)(self.said.simulated.digits_ZD)
             return of_level_Z.astype(np.float32)[score_BP.astype(np.int64)]

@@ -20,8 +20,8 @@ from nlrewrite.calibrate.cases import restricted
 from nlrewrite.evaluate import bands
 from nlrewrite.evaluate.bootstrap import Interval
 from nlrewrite.probes import panel, upstream
+from nlrewrite.probes.heard import Heard
 from nlrewrite.probes.panel import Panel
-from nlrewrite.probes.requirement import Score
 from nlrewrite.probes.upstream import Part, Upstream
 from nlrewrite.seeds import derive, generator
 from nlrewrite.simulate.oracle import Manner, Scored, oracle
@@ -162,8 +162,8 @@ def oracles(up: Upstream, chosen: upstream.Chosen, auc: float, seed: int) -> tup
     knows, magnitude = Scored.of_auc(auc), up.known.magnitude
     seed = derive(seed, "margin", f"{auc:g}") >> 31
     return (
-        Score(oracle(chosen.truth_SL, magnitude, knows, Manner(), seed=seed, split="calibrate")),
-        Score(oracle(up.report.truth_PL, magnitude, knows, Manner(), seed=seed, split="report")),
+        Heard(oracle(chosen.truth_SL, magnitude, knows, Manner(), seed=seed, split="calibrate"), "own"),
+        Heard(oracle(up.report.truth_PL, magnitude, knows, Manner(), seed=seed, split="report"), "own"),
     )
 
 

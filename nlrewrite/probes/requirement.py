@@ -121,7 +121,7 @@ def rows(
                         "kind": "flags" if isinstance(point.knows, Flagged) else "score",
                         **point.keys,
                         "calibrator": calibrator,
-                        "information": "marginals" if calibrator == "raw" else information(calibrator),
+                        "information": "maximum" if calibrator == "raw" else information(calibrator),
                         "name": name,
                         "error_ratio": wrong / variance,
                         "error_ratio_in_theory": in_theory(point, calibrator, told),
@@ -158,30 +158,9 @@ def predictions(up: Upstream, chosen: Chosen, point: Point, seed: int) -> Iterat
         yield "raw", at_face_value(on_report, magnitude)
     else:
         yield "raw", raw(Heard(on_report, "expected"), up.known.largest, up.mean_L)
-    alone, heard = Score(on_calibrate), Score(on_report)
+    alone, heard = Heard(on_calibrate, "own"), Heard(on_report, "own")
     for calibrator in CALIBRATORS[1:]:
         yield calibrator, apply.predictions(up.fit(calibrator, alone, chosen), heard)
-
-
-@dataclass(frozen=True)
-class Score:
-    """An oracle's score without its digits."""
-
-    said: Oracle
-
-    @property
-    def explained(self) -> np.ndarray:
-        return self.said.explained
-
-    @property
-    def contexts(self) -> int:
-        return self.said.contexts
-
-    def scores(self, latents: slice) -> np.ndarray:
-        return self.said.scores(latents)
-
-    def digits(self, latents: slice) -> None:
-        return None
 
 
 def at_face_value(said: Said, magnitude_L: np.ndarray) -> Predictions:

@@ -22,8 +22,9 @@ from nlrewrite.calibrate.cases import case_control, restricted
 from nlrewrite.calibrate.pairing import Cases
 from nlrewrite.errors import SettingError
 from nlrewrite.probes import panel, upstream
+from nlrewrite.probes.heard import Heard
 from nlrewrite.probes.panel import Panel
-from nlrewrite.probes.requirement import Score, variances
+from nlrewrite.probes.requirement import variances
 from nlrewrite.probes.upstream import Chosen, Upstream
 from nlrewrite.seeds import derive
 from nlrewrite.simulate import rules
@@ -86,8 +87,8 @@ def simulators(
     return {
         "rules": (spoken, Spoken(rules.read(inputs["simulation"]), up.report.count)),
         f"oracle {spec.auc:g}": (
-            Score(oracle(everywhere.truth_SL, magnitude, knows, Manner(), seed=seed, split="calibrate")),
-            Score(oracle(up.report.truth_PL, magnitude, knows, Manner(), seed=seed, split="report")),
+            Heard(oracle(everywhere.truth_SL, magnitude, knows, Manner(), seed=seed, split="calibrate"), "own"),
+            Heard(oracle(up.report.truth_PL, magnitude, knows, Manner(), seed=seed, split="report"), "own"),
         ),
     }
 

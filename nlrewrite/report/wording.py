@@ -234,9 +234,11 @@ def as_training(shares: Sequence[Mapping[str, Any]]) -> str:
         )
         if arm in known
     ]
+    last = str(next(iter(known["rewritten"].get("checkpoints", [])[-1:]), {}).get("revision", ""))
+    steps = f"the steps of its checkpoint {last}" if last else "its training steps"
     return (
-        f"As good as the rewritten model, the subject itself was after {_share_of_training(known['rewritten'])} of its "
-        f"training steps" + (f" ({', '.join(beside)})." if beside else ".")
+        f"As good as the rewritten model, the subject itself was after {_share_of_training(known['rewritten'])} "
+        f"of {steps}" + (f" ({', '.join(beside)})." if beside else ".")
     )
 
 
