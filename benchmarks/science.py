@@ -82,11 +82,20 @@ class Lines:
 
     def add(self, what: str, measure: Callable[[], Line]) -> Line:
         if what not in self.there:
-            self.there[what] = {"what": what, **measure(), "machine": machine()}
+            self.there[what] = finite({"what": what, **measure(), "machine": machine()})
             with self.path.open("a") as file:
-                file.write(json.dumps(self.there[what]) + "\n")
-        print(json.dumps(self.there[what]), flush=True)
+                file.write(json.dumps(self.there[what], allow_nan=False) + "\n")
+        print(json.dumps(self.there[what], allow_nan=False), flush=True)
         return self.there[what]
+
+
+def finite(value: Any) -> Any:
+    """What JSON can hold: null for a number that there is not."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]  # pyright: ignore[reportUnknownVariableType]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def machine() -> str:
@@ -224,14 +233,15 @@ def measure_margin(given: argparse.Namespace, lines: Lines) -> None:
 
 def margin_summary(told: list[Line]) -> Line:
     """How often the margin held, and the worst of what was seen."""
-    good = [each["low"] for line in told for name, each in line["gap_closed"].items() if name.startswith("oracle 0.95")]
+    found = [each for line in told for name, each in line["gap_closed"].items() if name.startswith("oracle 0.95")]
     lost = [line["loser_above_mean"]["all"]["low"] for line in told]
     return {
         "what": "margin, all seeds",
         "held": sum(line["holds"] for line in told),
         "of": len(told),
-        "largest bound": max(line["share"] for line in told),
-        "least gap closed at AUC 0.95, lower ends": min(good),
+        "largest bound": max((line["share"] for line in told if line["share"] is not None), default=None),
+        "least gap closed at AUC 0.95, lower ends": min((each["low"] for each in found if each), default=None),
+        "without a gap to close": sum(each is None for each in found),
         "quantile matching at AUC 0.84 loses, lower ends in nats": min(lost),
     }
 
