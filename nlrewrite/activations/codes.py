@@ -114,13 +114,8 @@ class Kept:
 
     def dense(self, rows: np.ndarray) -> np.ndarray:
         values = self.values.dense(rows)
-        distance = np.abs(values - self.rest_L)
-        if self.k >= values.shape[1]:
-            return values
-        least = np.partition(distance, -self.k, axis=1)[:, -self.k, None]
-        above, tied = distance > least, distance == least
-        kept = above | (tied & (np.cumsum(tied, axis=1) <= self.k - above.sum(1, keepdims=True)))
-        return np.where(kept, values, self.rest_L).astype(np.float32)
+        stays = largest(np.abs(values - self.rest_L), self.k)
+        return np.where(stays, values, self.rest_L).astype(np.float32)
 
     def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
         return self.dense(rows) @ dec_LE
@@ -131,6 +126,15 @@ def kept(values: Values, k: int, rest_L: np.ndarray) -> Values:
     if isinstance(values, Retuned):
         return replace(values, values=kept(values.values, k, rest_L))
     return Kept(values, k, rest_L)
+
+
+def largest(values: np.ndarray, k: int) -> np.ndarray:
+    """The k largest of each row, first ones first."""
+    if k >= values.shape[1]:
+        return np.ones(values.shape, dtype=bool)
+    least = np.partition(values, -k, axis=1)[:, -k, None]
+    above, tied = values > least, values == least
+    return above | (tied & (np.cumsum(tied, axis=1) <= k - above.sum(1, keepdims=True)))
 
 
 def true_codes(active: Active, latents: int) -> Codes:

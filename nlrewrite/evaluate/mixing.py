@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from nlrewrite.activations.codes import Codes, Retuned, Values
+from nlrewrite.activations.codes import Codes, Retuned, Values, largest
 
 CELLS = 4_000_000
 """Values of a chunk."""
@@ -104,15 +104,6 @@ def instead(values: Values, other: Values, mask_L: np.ndarray) -> Values:
     constant = np.where(mask_L, other.constant_L, values.constant_L).astype(np.float32)
     extra = _columns(values.extra_PL, ~mask_L) + _columns(other.extra_PL, mask_L)
     return Codes(constant, sparse.csr_matrix(extra))
-
-
-def largest(values: np.ndarray, k: int) -> np.ndarray:
-    """The k largest of each row, first ones first."""
-    if k >= values.shape[1]:
-        return np.ones(values.shape, dtype=bool)
-    least = np.partition(values, -k, axis=1)[:, -k, None]
-    above, tied = values > least, values == least
-    return above | (tied & (np.cumsum(tied, axis=1) <= k - above.sum(1, keepdims=True)))
 
 
 def chunks(rows: np.ndarray, latents: int) -> Iterator[np.ndarray]:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nlrewrite.activations.codes import largest
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate import apply
 from nlrewrite.calibrate.cases import restricted
-from nlrewrite.evaluate.mixing import largest
 from nlrewrite.probes import panel, upstream
 from nlrewrite.probes.heard import Heard
 from nlrewrite.probes.panel import Panel

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from nlrewrite.activations.codes import Kept, Retuned
+from nlrewrite.activations.codes import Kept, Retuned, largest
 from nlrewrite.errors import SettingError
 from nlrewrite.evaluate.arms import Arm, Writer, arms
 from nlrewrite.evaluate.build import summarise
 from nlrewrite.evaluate.losses import Losses, losses
-from nlrewrite.evaluate.mixing import largest
 from nlrewrite.evaluate.selection import subsets
 from nlrewrite.progress import Progress
 from nlrewrite.seeds import generator

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlrewrite.activations.codes import Codes, Retuned, constant_codes
+from nlrewrite.activations.codes import Codes, Retuned, constant_codes, largest
 from nlrewrite.evaluate import mixing
 from nlrewrite.evaluate.mixing import Contested, Mixture, Replaced, instead
 from nlrewrite.seeds import generator
@@ -21,7 +21,7 @@ def codes(seed: int) -> Codes:
 @given(st.integers(0, 20), st.integers(1, LATENTS + 2))
 def test_the_k_largest_are_those_of_a_stable_sort(seed: int, k: int) -> None:
     values = generator(seed, "values").integers(-2, 3, (20, LATENTS)).astype(np.float32)  # with many ties
-    kept = mixing.largest(values, k)
+    kept = largest(values, k)
     assert (kept.sum(1) == min(k, LATENTS)).all()
     for row, mask in zip(values, kept, strict=True):
         assert sorted(np.argsort(-row, kind="stable")[:k]) == np.flatnonzero(mask).tolist()
