@@ -3,6 +3,8 @@
 Specs (`specs.py`) identify a result; `Execution` holds the rest: places, devices, threads, batch sizes.
 """
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -27,3 +29,17 @@ class Execution(BaseModel):
     scratch: str | None = Field(default=None, description="Local folder for files fetched from a remote store.")
     text_folder: str | None = Field(default=None, description="Folder of text files, when text.source.kind is folder.")
     subject_folder: str | None = Field(default=None, description="Local model folder, when subject.kind is folder.")
+    reader_folder: str | None = Field(default=None, description="Local model folder, when reader.kind is folder.")
+    template_folder: str | None = Field(default=None, description="Folder of prompt templates of your own.")
+    engine: Literal["packed", "reference", "vllm", "server"] = Field(
+        default="packed", description="What runs the language model that is asked."
+    )
+    engine_tokens: int = Field(
+        default=2048, ge=16, le=1 << 22, description="Tokens that an engine takes through the model at a time."
+    )
+    endpoint: str | None = Field(
+        default=None, description="Base URL of an OpenAI-compatible server; its key is in NLREWRITE_API_KEY."
+    )
+    concurrency: int = Field(default=8, ge=1, le=4096, description="Requests to the endpoint at the same time.")
+    request_timeout: float = Field(default=120.0, gt=0, le=86_400, description="Seconds a request may take.")
+    request_tries: int = Field(default=5, ge=1, le=100, description="Times a request is tried before it has failed.")

@@ -143,7 +143,7 @@ FORM = {
 
 
 DEFAULTS = RewriteSpec().model_dump()
-KINDS = ("text.source.kind", "subject.kind")
+KINDS = ("text.source.kind", "subject.kind", "reader.kind", "writer.kind")
 
 
 def resolve(profile: str, overrides: Overrides, execution: Execution) -> RewriteSpec:
@@ -304,7 +304,7 @@ def _default(path: str) -> str:
 def _sentence(error: ValidationError) -> str:
     """What is wrong with the first field: its name, what it should be, what it is, what to change."""
     first = error.errors()[0]
-    tags = ("tiny", "hub", "folder", "python-docs")
+    tags = ("tiny", "hub", "folder", "python-docs", "rules", "trained", "served")
     places = [part for part in first["loc"] if part not in tags]
     within = next((at for at, part in enumerate(places) if isinstance(part, int)), len(places))
     where = ".".join(str(part) for part in places[:within])  # the setting, and not a place in its list

@@ -30,31 +30,51 @@ from nlrewrite.material import (
     TinySubject,
     TokensSpec,
 )
+from nlrewrite.questions import (
+    AskSpec,
+    FolderReader,
+    HubReader,
+    PromptSpec,
+    QuizSpec,
+    ReaderSpec,
+    RuleReader,
+    ServedReader,
+    TrainedReader,
+    WriteSpec,
+)
 
 __all__ = [
     "PROBES",
     "SPLITS",
     "ActivationsSpec",
+    "AskSpec",
     "Auc",
     "CalibrateSpec",
     "CoderSpec",
     "EvaluateSpec",
     "ExplainSpec",
+    "FolderReader",
     "FolderSubject",
     "Fraction",
     "GatesSpec",
     "GatingSpec",
     "HubDataset",
+    "HubReader",
     "HubSubject",
     "LadderSpec",
     "Probe",
+    "PromptSpec",
     "PythonDocs",
+    "QuizSpec",
+    "ReaderSpec",
     "ReportSpec",
     "RequirementSpec",
     "Revision",
     "RewriteSpec",
     "SampleSizeSpec",
+    "RuleReader",
     "ScoreSpec",
+    "ServedReader",
     "Sha256",
     "Shares",
     "SimulateSpec",
@@ -66,6 +86,8 @@ __all__ = [
     "TextSpec",
     "TinySubject",
     "TokensSpec",
+    "TrainedReader",
+    "WriteSpec",
     "with_seed",
 ]
 
@@ -313,6 +335,11 @@ class RewriteSpec(Spec):
     ladder: LadderSpec = Field(default=LadderSpec(), json_schema_extra={"since": 2})
     requirement: RequirementSpec = Field(default=RequirementSpec(), json_schema_extra={"since": 2})
     sample_size: SampleSizeSpec = Field(default=SampleSizeSpec(), json_schema_extra={"since": 2})
+    reader: ReaderSpec = Field(default=RuleReader(), json_schema_extra={"since": 3})
+    ask: AskSpec = Field(default=AskSpec(), json_schema_extra={"since": 3})
+    writer: ReaderSpec = Field(default=RuleReader(), json_schema_extra={"since": 3})
+    write: WriteSpec = Field(default=WriteSpec(), json_schema_extra={"since": 3})
+    quiz: QuizSpec = Field(default=QuizSpec(), json_schema_extra={"since": 3})
 
 
 def with_seed(fields: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from nlrewrite import specs
-from nlrewrite.artifacts import Artifact, Finding, Folder, Manifest, Provenance, Store, digest
+from nlrewrite.artifacts import Artifact, Finding, Folder, Manifest, Provenance, Store, Work, digest
 from nlrewrite.execution import Execution
 from nlrewrite.progress import Progress
 
@@ -43,6 +43,8 @@ class Running:
 
     execution: Execution
     progress: Progress
+    work: Work | None = None
+    """Where what is done so far may be kept, for who goes on after a kill; None: nothing is kept."""
 
 
 def _table(*steps: Step) -> dict[str, Step]:
@@ -103,10 +105,12 @@ def build(
             )
     module, _, function = step.function.partition(":")
     started = time.perf_counter()
+    work = Work(store.place, artifact)
     with store.attempt(artifact) as attempt:
         _limit_threads(execution.threads)
-        getattr(importlib.import_module(module), function)(spec, folders, attempt.folder, Running(execution, progress))
-        return store.commit(
+        running = Running(execution, progress, work)
+        getattr(importlib.import_module(module), function)(spec, folders, attempt.folder, running)
+        committed = store.commit(
             attempt,
             version=step.version,
             spec=spec,
@@ -114,6 +118,8 @@ def build(
             made=provenance(step, execution, run, time.perf_counter() - started),
             instead_of=finding.manifest,
         )
+    work.clear()
+    return committed
 
 
 def provenance(step: Step, execution: Execution, run: str, seconds: float) -> Provenance:

@@ -9,6 +9,7 @@ from nlrewrite.artifacts.difference import Nearest
 from nlrewrite.artifacts.digest import canonical, digest
 from nlrewrite.artifacts.manifest import Artifact, FileEntry, InputRecord, Manifest, Provenance
 from nlrewrite.artifacts.store import Attempt, Finding, Folder, Store
+from nlrewrite.artifacts.work import Work
 
 __all__ = [
     "Artifact",
@@ -21,6 +22,7 @@ __all__ = [
     "Nearest",
     "Provenance",
     "Store",
+    "Work",
     "canonical",
     "digest",
 ]

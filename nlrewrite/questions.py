@@ -1,0 +1,145 @@
+"""Specs of questions to language models: who is asked, in which words, about which contexts.
+
+In: a profile and the user's overrides. Out: frozen models, each a part of what identifies a result. Invariant: that of
+`specs.py`, which has all specs under one name. A prompt is in here by its whole text, a model by its revision or the
+hash of its files; which engine runs the model is execution.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from nlrewrite.material import Revision, Sha256, Spec, Split
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Order = Literal["context", "explanation"]
+
+# -- who ---------------------------------------------------------------------------------------------------------------
+
+
+class RuleReader(Spec):
+    """No language model: the rule explainer writes, and the rule reader reads."""
+
+    kind: Literal["rules"] = "rules"
+
+
+class TrainedReader(Spec):
+    """A small Llama trained here, from scratch, to read the rule language."""
+
+    kind: Literal["trained"] = "trained"
+    layers: int = Field(default=4, ge=1, le=32)
+    width: int = Field(default=128, ge=32, le=4096, multiple_of=32, description="Heads are 32 wide.")
+    steps: int = Field(default=3000, ge=1, le=10_000_000)
+    batch: int = Field(default=64, ge=1, le=65536, description="Questions in one training step.")
+    learning_rate: float = Field(default=2e-3, gt=0, lt=1)
+    held_out: float = Field(default=0.1, gt=0, lt=1, description="Share of the sentences it is never trained on.")
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+
+
+class HubReader(Spec):
+    """A Hugging Face causal language model at a fixed revision."""
+
+    kind: Literal["hub"] = "hub"
+    model: str = Field(min_length=1, description="Model id, for instance meta-llama/Llama-3.1-8B-Instruct.")
+    revision: Revision
+    dtype: Dtype = "bfloat16"
+    quantisation: str = Field(default="", description="As vLLM names it, for instance awq; empty: none.")
+
+
+class FolderReader(Spec):
+    """A local folder in Hugging Face's format; the execution says where it is."""
+
+    kind: Literal["folder"] = "folder"
+    content: Sha256 = Field(default="", description="Filled in: sha256 of the folder's files.")
+    dtype: Dtype = "float32"
+
+
+class ServedReader(Spec):
+    """A model behind an OpenAI-compatible endpoint; the execution says where. Its provider answers for the revision."""
+
+    kind: Literal["served"] = "served"
+    model: str = Field(min_length=1, description="Name the endpoint knows the model by.")
+    revision: str = Field(default="", description="What the provider calls this version of it.")
+    tokenizer: str = Field(default="", description="Hub model whose tokenizer cuts the prompts; empty: the subject's.")
+    tokenizer_revision: Revision | Literal[""] = ""
+
+
+ReaderSpec = Annotated[
+    RuleReader | TrainedReader | HubReader | FolderReader | ServedReader, Field(discriminator="kind")
+]
+
+# -- in which words ----------------------------------------------------------------------------------------------------
+
+
+class PromptSpec(Spec):
+    """A template, by its whole text."""
+
+    name: str = Field(default="", description="Name of a built-in template, or of a file in the template folder.")
+    text: str = Field(default="", description="Filled in: the text of the template.")
+
+
+# -- about what --------------------------------------------------------------------------------------------------------
+
+
+class AskSpec(Spec):
+    """A digit for latents and contexts of one split, by a language model that reads the sentences."""
+
+    split: Split = "report"
+    contexts: Literal["last", "cases"] = Field(
+        default="last", description="last: every window's last position; cases: each latent's own, by its activity."
+    )
+    active: int = Field(default=50, ge=1, description="Contexts of a latent where it is active, if by cases.")
+    inactive: int = Field(default=200, ge=1, description="Contexts of a latent where it is not, if by cases.")
+    window: int = Field(default=32, ge=1, le=4096, description="Tokens of the context that are shown, the last ones.")
+    order: Order = Field(default="context", description="What the shared prefix ends with.")
+    prompt: PromptSpec = PromptSpec(name="simulate")
+    with_score: bool = Field(default=False, description="Put the explanation's detection score into the prompt.")
+    mass: bool = Field(default=True, description="Ask for the digits' total probability too.")
+    flavour: Literal["renormalised", "full", "paper_top10"] = Field(
+        default="renormalised", description="How an expected digit is read from ten probabilities."
+    )
+    gate: bool = Field(
+        default=False, description="Ask only where the latent's lexical gate is open; elsewhere it is 0."
+    )
+    shuffle: bool = Field(default=False, description="Control: every latent gets another latent's sentence.")
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+
+
+class WriteSpec(Spec):
+    """Explanations written by a language model from examples of the explain split."""
+
+    style: Literal["quantile", "top"] = Field(
+        default="quantile", description="Examples of all deciles, or the largest."
+    )
+    examples: int = Field(default=40, ge=1, le=400)
+    window: int = Field(default=32, ge=4, le=4096, description="Tokens of an example.")
+    single_token: bool = Field(default=True, description="A latent active on one token alone is said so, unasked.")
+    contrast: int = Field(
+        default=0, ge=0, le=100, description="Examples of latents it is confused with, beside its own."
+    )
+    refine: int = Field(default=0, ge=0, le=10, description="Rounds in which errors are shown and an edit may be kept.")
+    prompt: PromptSpec = PromptSpec(name="explain")
+    most_words: int = Field(default=60, ge=5, le=1000, description="Words of a sentence that are kept, at most.")
+    min_active: int = Field(default=20, ge=1, description="Latents active on fewer tokens get no sentence.")
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+
+
+class QuizSpec(Spec):
+    """Detection and fuzzing by a language model, and what holds at natural prevalence."""
+
+    examples: int = Field(default=50, ge=5, le=1000, description="Activating examples per latent, and as many others.")
+    window: int = Field(default=32, ge=4, le=4096)
+    answers: Literal["probabilities", "list"] = Field(
+        default="probabilities", description="A probability an example, or a list of 0 and 1 for several at once."
+    )
+    at_once: int = Field(default=5, ge=1, le=50, description="Examples in one prompt, if a list is asked for.")
+    detection: PromptSpec = PromptSpec(name="detection")
+    fuzzing: PromptSpec = PromptSpec(name="fuzzing")
+    also: tuple[Literal["intruder", "embedding"], ...] = ()
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+
+    @model_validator(mode="after")
+    def _once(self) -> "QuizSpec":
+        if len(set(self.also)) < len(self.also):
+            raise ValueError(f"quiz.also names one twice: {', '.join(self.also)}. Name each once")
+        return self
