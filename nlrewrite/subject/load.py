@@ -42,10 +42,12 @@ def model(folder: Folder | Path, execution: Execution, dtype: str = "float32") -
         weights(root)
     if execution.device != "cpu":
         raise NotYet(f"this version computes on the CPU alone: device={execution.device}. Use --device cpu")
-    return _frozen(root, about.get("dtype", dtype), execution.device)
+    # one formula on every device; Gemma 2's soft-capping has no other
+    return frozen(root, about.get("dtype", dtype), execution.device, "eager")
 
 
-def _frozen(root: Path, dtype: str, device: str) -> "nn.Module":
+def frozen(root: Path, dtype: str, device: str, attention: str) -> "nn.Module":
+    """The causal language model of a local folder, attending as transformers' `attention` says, frozen."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
@@ -55,7 +57,7 @@ def _frozen(root: Path, dtype: str, device: str) -> "nn.Module":
         result: Any = AutoModelForCausalLM.from_pretrained(
             root,
             dtype=getattr(torch, dtype),
-            attn_implementation="eager",  # one formula on every device; Gemma 2's soft-capping has no other
+            attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
