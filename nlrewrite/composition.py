@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nlrewrite.artifacts import Artifact
-from nlrewrite.specs import GatingSpec, Probe, RewriteSpec, Spec, Split
+from nlrewrite.specs import GatingSpec, Probe, ReaderSpec, RewriteSpec, RuleReader, Spec, Split, TrainedReader
 
 _KNOWN = ("subject", "tokens", "coder", "explain", "calibrate", "report")
 _SAID = ("on-calibrate", "simulation")
@@ -27,12 +27,22 @@ class StepRunner(Protocol):
         ...
 
 
+class Simulate(Protocol):
+    def __call__(self, label: str, explanations: Artifact, split: Split, shuffle: bool = False) -> Artifact: ...
+
+
 @dataclass(frozen=True)
 class Rewritten:
     """What a rewriting leaves behind."""
 
     evaluation: Artifact
     report: Artifact
+
+
+def _gated(spec: RewriteSpec) -> bool:
+    """Whether lexical gates are needed: as rungs of their own, or before a language model is asked."""
+    asked = not isinstance(spec.reader, RuleReader)
+    return (spec.rungs and isinstance(spec.writer, RuleReader)) or (asked and spec.ask.gate)
 
 
 def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
@@ -53,11 +63,22 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
         for split in ("explain", "calibrate", "report")
     }
 
+    def model(label: str, of: ReaderSpec) -> Artifact:
+        """A language model: trained here, or a reference to one."""
+        return step(label, "reader", of, **(read if isinstance(of, TrainedReader) else {}))
+
+    by_rules = isinstance(spec.writer, RuleReader)
+    writer = None if by_rules else model("writer", spec.writer)
+
     def explain(label: str, most: int) -> Artifact:
+        """Sentences of the rule explainer with so many quotes at most, or of a language model."""
+        if writer is not None:
+            known = {**read, "activations": active["explain"], "coder": coder}
+            return step(label, "sentences", spec.write, **known, writer=writer)
         limited = spec.explain.model_copy(update={"max_quotes": most})
         return step(label, "explanations", limited, **read, activations=active["explain"])
 
-    def simulate(label: str, explanations: Artifact, split: str, shuffle: bool = False) -> Artifact:
+    def spoken(label: str, explanations: Artifact, split: str, shuffle: bool = False) -> Artifact:
         simulation = spec.simulate.model_copy(update={"split": split, "shuffle": shuffle})
         return step(label, "simulation", simulation, **read, explanations=explanations)
 
@@ -65,7 +86,24 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
         known = {"tokens": tokens, "activations": active["calibrate"], "explain": active["explain"], "coder": coder}
         return step(label, "calibration", spec.calibrate, **known, simulation=simulation)
 
-    def rewritten(suffix: str, explanations: Artifact, shuffle: bool = False) -> dict[str, Artifact]:
+    explanations = explain("explanations", spec.explain.max_quotes)
+    reader = None if isinstance(spec.reader, RuleReader) else model("reader", spec.reader)
+    gates = step("gates", "gates", spec.gates, **read, activations=active["explain"]) if _gated(spec) else None
+
+    def simulate(label: str, explanations: Artifact, split: Split, shuffle: bool = False) -> Artifact:
+        """What the sentences say, by the rule reader everywhere, or by a language model where it is asked."""
+        if reader is None:
+            return spoken(label, explanations, split, shuffle)
+        contexts = spec.ask.contexts if split == "calibrate" else "last"
+        asked = spec.ask.model_copy(update={"split": split, "shuffle": shuffle, "contexts": contexts})
+        more = {"activations": active[split]} if contexts == "cases" else {}
+        more |= {"gates": gates} if asked.gate and gates is not None else {}
+        more |= {"scores": scored} if asked.with_score and scored is not None else {}
+        return step(label, "answers", asked, **read, explanations=explanations, reader=reader, **more)
+
+    def rewritten(
+        suffix: str, explanations: Artifact, shuffle: bool = False, simulate: Simulate = simulate
+    ) -> dict[str, Artifact]:
         """Simulate the report split, with calibrators fitted on the calibrate split."""
         on_calibrate = simulate(f"simulation-calibrate{suffix}", explanations, "calibrate", shuffle)
         return {
@@ -90,17 +128,29 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
             f"simulation{suffix}": gating("report", simulated["simulation"]),
         }
 
-    explanations = explain("explanations", spec.explain.max_quotes)
+    def score(on_calibrate: Artifact) -> Artifact:
+        known = {"tokens": tokens, "activations": active["calibrate"]}
+        return step("scores", "scores", spec.score, **known, simulation=on_calibrate)
+
+    controls: dict[str, Artifact] = {}
+    scored: Artifact | None = None
+    if writer is not None:
+        known = {**read, "activations": active["calibrate"], "explanations": explanations}
+        scored = step("scores", "quiz", spec.quiz, **known, reader=writer)
+    elif reader is not None:  # the rule reader costs nothing, and shows what a perfect reader of rules would do
+        controls |= rewritten("-by-rules", explanations, simulate=spoken)
+        scored = score(controls["on-calibrate-by-rules"])
     simulated = rewritten("", explanations)
-    scored = {"tokens": tokens, "activations": active["calibrate"], "simulation": simulated["on-calibrate"]}
-    scores = step("scores", "scores", spec.score, **scored)
-    controls = rewritten("-shuffled", explanations, shuffle=True)
-    for most in spec.lengths:
+    scores = scored if scored is not None else score(simulated["on-calibrate"])
+    controls |= rewritten("-shuffled", explanations, shuffle=True)
+    for most in spec.lengths if by_rules else ():
         controls |= rewritten(f"-{most}", explain(f"explanations-{most}", most))
-    if spec.rungs:
-        gates = step("gates", "gates", spec.gates, **read, activations=active["explain"])
+    if spec.rungs and by_rules:
+        by = "-by-rules" if reader is not None else ""
+        said = {label: (simulated | controls)[f"{label}{by}"] for label in ("on-calibrate", "simulation")}
         for suffix, sentence in (("-gate", False), ("-gated", True)):
-            controls |= behind(gates, suffix, sentence, simulated)
+            assert gates is not None
+            controls |= behind(gates, suffix, sentence, said)
 
     evaluated = {
         **read,

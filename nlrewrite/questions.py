@@ -13,6 +13,8 @@ from nlrewrite.material import Revision, Sha256, Spec, Split
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Order = Literal["context", "explanation"]
+WRITTEN = ("rules", "sentences")
+"""What the explanations that are measured are called: written by rules, or by a language model."""
 
 # -- who ---------------------------------------------------------------------------------------------------------------
 

@@ -341,6 +341,27 @@ class RewriteSpec(Spec):
     write: WriteSpec = Field(default=WriteSpec(), json_schema_extra={"since": 3})
     quiz: QuizSpec = Field(default=QuizSpec(), json_schema_extra={"since": 3})
 
+    @model_validator(mode="after")
+    def _asked(self) -> "RewriteSpec":
+        """A language model is asked about the last position of windows, and nothing is measured where it was not."""
+        asked = not isinstance(self.reader, RuleReader)
+        if asked and self.evaluate.positions != ("last",):
+            raise ValueError(
+                f"a language model is asked about each window's last position: evaluate.positions is "
+                f"{', '.join(self.evaluate.positions)}. Use --set 'evaluate.positions=[\"last\"]'"
+            )
+        if asked and self.probes:
+            raise ValueError(
+                f"questions about the method are answered with the rule reader: probes are {', '.join(self.probes)}. "
+                f"Leave --probes out, or use --set reader.kind=rules"
+            )
+        if not isinstance(self.writer, RuleReader) and not asked:
+            raise ValueError(
+                f"the rule reader cannot read what a language model writes: writer.kind={self.writer.kind}. "
+                f"Choose a reader with --set reader.kind"
+            )
+        return self
+
 
 def with_seed(fields: dict[str, Any], seed: int) -> dict[str, Any]:
     """`fields` of a RewriteSpec with `seed` in every stage that draws and does not name its own."""

@@ -74,6 +74,49 @@ class Retuned:
 
 
 @dataclass(frozen=True)
+class At:
+    """Values at some positions alone, numbered anew."""
+
+    values: Values
+    chosen: np.ndarray
+
+    def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
+        return self.values.output(self.chosen[rows], dec_LE)
+
+    def dense(self, rows: np.ndarray) -> np.ndarray:
+        return self.values.dense(self.chosen[rows])
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Values that there are at some positions alone; they are asked for by the numbers that positions have."""
+
+    values: Values
+    place_P: np.ndarray
+    """Where each position's values stand; -1 where there are none."""
+
+    def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
+        return self.values.output(self._placed(rows), dec_LE)
+
+    def dense(self, rows: np.ndarray) -> np.ndarray:
+        return self.values.dense(self._placed(rows))
+
+    def _placed(self, rows: np.ndarray) -> np.ndarray:
+        place = self.place_P[rows]
+        assert (place >= 0).all(), "values were asked for at a position that has none"
+        return place
+
+
+def placed(values: Values, rows: np.ndarray, count: int) -> Values:
+    """Values at `rows`, ascending, as values of a split with `count` positions."""
+    if isinstance(values, Retuned):
+        return replace(values, values=placed(values.values, rows, count))
+    place_P = np.full(count, -1, dtype=np.int64)
+    place_P[rows] = np.arange(len(rows))
+    return Placed(values, place_P)
+
+
+@dataclass(frozen=True)
 class Lookup:
     """Values that depend on a key of each position alone: row `key_P` of a table, which may be a product of tables.
 

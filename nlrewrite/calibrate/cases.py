@@ -10,20 +10,22 @@ All latents have their cases in the same columns by fold of the document group, 
 number of latents at once: a column that a latent has no use for weighs nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
 
 from nlrewrite.calibrate.evidence import Evidence
-from nlrewrite.errors import SettingError
 from nlrewrite.language.reading import DIGITS
-from nlrewrite.seeds import generator
+from nlrewrite.simulate.answers import Answered
+from nlrewrite.simulate.ask import NOTHING
+from nlrewrite.simulate.drawing import at_random, by_activity, positives
 from nlrewrite.simulate.said import Answers, Reading, Said, Spoken, answers, blocks
 
-NOTHING = -1
 INACTIVE, ACTIVE = 0, 1
+
+__all__ = ["ACTIVE", "INACTIVE", "NOTHING", "Drawn", "arranged", "as_asked", "at_random", "case_control", "restricted"]
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,14 @@ class Drawn:
     ) -> Answers:
         """What was said in the cases; NaN in columns without one and where an answer is missing."""
         context = self.context_LS[latents]
-        everywhere = answers(said, latents, reading, centre_P, digits=digits)
         place = np.maximum(context, 0)
+        centre = None if centre_P is None else centre_P[place].astype(np.float32)
+        if isinstance(said, Answered):  # asked about these cases alone
+            said, place = said.columned, said.columns(latents, context)
+        everywhere = answers(said, latents, replace(reading, centred=False), digits=digits)
         score = np.take_along_axis(everywhere.score_BS, place, axis=1)
+        if centre is not None:
+            score = score - centre
         score[context == NOTHING] = np.nan
         table = everywhere.digits_BSZ
         if table is not None:
@@ -111,47 +118,38 @@ class Drawn:
 
 def case_control(truth_PL: sparse.csr_matrix, folds_P: np.ndarray, active: int, inactive: int, *, seed: int) -> Drawn:
     """For each latent at most so many contexts where it is active and where it is not, at random, all if fewer."""
-    for name, count in (("active", active), ("inactive", inactive)):
-        if count < 1:
-            raise SettingError(f"at least one {name} context of each latent must be drawn: {count}. Raise it")
-    truth_LP = sparse.csr_matrix(truth_PL.T)
-    truth_LP.eliminate_zeros()
-    truth_LP.sort_indices()
+    return arranged(list(by_activity(truth_PL, active, inactive, seed)), truth_PL, folds_P)
+
+
+def arranged(
+    chosen: Sequence[tuple[np.ndarray, np.ndarray]], truth_PL: sparse.csr_matrix, folds_P: np.ndarray
+) -> Drawn:
+    """Contexts where each latent is inactive and where it is active, in columns by fold."""
     contexts, folds = len(folds_P), np.unique(folds_P)
-    chosen: list[np.ndarray] = []
-    is_active: list[np.ndarray] = []
-    there_L2 = np.zeros((len(truth_LP.indptr) - 1, 2), dtype=np.int64)
-    for latent, positive in enumerate(np.split(truth_LP.indices, truth_LP.indptr[1:-1])):
-        without, with_ = _by_activity(positive, contexts, generator(seed, "cases", latent))
-        there_L2[latent] = len(without), len(with_)
-        chosen.append(np.concatenate([without[:inactive], with_[:active]]))
-        is_active.append(np.arange(len(chosen[-1])) >= min(inactive, len(without)))
-    fold_of = [np.searchsorted(folds, folds_P[each]) for each in chosen]
+    positive = np.array([len(each) for each in positives(truth_PL)])
+    there_L2 = np.stack([contexts - positive, positive], axis=1)
+    drawn = [np.concatenate(each) for each in chosen]
+    fold_of = [np.searchsorted(folds, folds_P[each]) for each in drawn]
     room = np.max([np.bincount(each, minlength=len(folds)) for each in fold_of], axis=0)
     first = np.cumsum(room) - room
-    context_LS = np.full((len(chosen), int(room.sum())), NOTHING, dtype=np.int32)
+    context_LS = np.full((len(drawn), int(room.sum())), NOTHING, dtype=np.int32)
     active_LS = np.zeros(context_LS.shape, dtype=bool)
     for latent, fold in enumerate(fold_of):
         order = np.argsort(fold, kind="stable")
         column = first[fold[order]] + np.arange(len(fold)) - np.searchsorted(fold[order], fold[order])
-        context_LS[latent, column] = chosen[latent][order]
-        active_LS[latent, column] = is_active[latent][order]
+        context_LS[latent, column] = drawn[latent][order]
+        active_LS[latent, column] = order >= len(chosen[latent][INACTIVE])
     return Drawn(context_LS, active_LS, np.repeat(folds, room), there_L2, contexts)
 
 
-def _by_activity(positive: np.ndarray, contexts: int, draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The contexts where a latent is inactive and those where it is active, each in random order."""
-    active = np.zeros(contexts, dtype=bool)
-    active[positive] = True
-    order = draws.permutation(contexts)
-    return order[~active[order]], order[active[order]]
-
-
-def at_random(contexts: int, count: int, *, seed: int) -> np.ndarray:
-    """So many of the contexts, ascending; all if there are fewer. More of them hold the fewer."""
-    if count < 1:
-        raise SettingError(f"at least one context must be drawn: {count}. Raise it")
-    return np.sort(generator(seed, "contexts").permutation(contexts)[:count])
+def as_asked(said: Answered, truth_PL: sparse.csr_matrix, folds_P: np.ndarray) -> Drawn:
+    """The cases that a language model was asked about, each latent its own."""
+    chosen = []
+    for asked, positive in zip(said.position_LS, positives(truth_PL), strict=True):
+        contexts = asked[asked != NOTHING]
+        active = np.isin(contexts, positive)
+        chosen.append((contexts[~active], contexts[active]))
+    return arranged(chosen, truth_PL, folds_P)
 
 
 def restricted(said: Said, rows: np.ndarray) -> Said:

@@ -9,7 +9,7 @@ choice sees no report document, and is not offered what peeks there or changes t
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from nlrewrite.activations.codes import Values, true_codes
+from nlrewrite.activations.codes import At, true_codes
 from nlrewrite.activations.pairs import read
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate import apply, gain, methods, refit
@@ -25,13 +25,14 @@ from nlrewrite.calibrate.evidence import Known
 from nlrewrite.calibrate.fitted import SHARED, Fitted, Part
 from nlrewrite.calibrate.known import KnownOf, Statistics
 from nlrewrite.calibrate.methods import Method, Name, Shared
-from nlrewrite.calibrate.pairing import Cases, Pairing
+from nlrewrite.calibrate.pairing import Cases, Pairing, paired
 from nlrewrite.calibrate.stored import read_calibrated, read_fitted, save
 from nlrewrite.coders import topk
 from nlrewrite.errors import SettingError
 from nlrewrite.seeds import generator
-from nlrewrite.simulate import rules as simulation
-from nlrewrite.simulate.said import Reading, Said, Spoken, blocks
+from nlrewrite.simulate.answers import Answered
+from nlrewrite.simulate.heard import heard
+from nlrewrite.simulate.said import Reading, Said, blocks
 from nlrewrite.specs import CalibrateSpec
 from nlrewrite.text.positions import Positions, positions
 from nlrewrite.text.tokens import read_windows
@@ -53,7 +54,7 @@ def build(spec: CalibrateSpec, inputs: dict[str, Folder], out: Path, running: "R
     where = positions(read_windows(inputs["tokens"], "calibrate"))
     folds_P, dec_LE = folds(where, spec), coder.dec_LE.numpy()
     truth_PL = true_codes(read(inputs["activations"]), coder.latents).extra_PL
-    pairing = Pairing(Spoken(simulation.read(inputs["simulation"]), len(where)), truth_PL, folds_P)
+    pairing = paired(heard(inputs["simulation"], len(where)), truth_PL, folds_P)
     known = Statistics(read(inputs["explain"]), truth_PL, folds_P, coder.latents, spec.seed)
     fitted: dict[str, Fitted] = {}
     errors: dict[str, float] = {}
@@ -137,6 +138,11 @@ def fit_on(
         parts, means = [Part("mean", {})], [known_of(slice(0, pairing.latents)).mean]
     told = explained & np.concatenate(heard) if heard else explained
     fitted = _joined(parsed, reading, parts, np.concatenate(means), told)
+    if isinstance(pairing.said, Answered) and (parsed.output_gain or parsed.refit):
+        raise SettingError(
+            f"{name} is fitted to what all latents write together, and each was asked about contexts of its own. "
+            f"Leave it out of --set calibrate.calibrators, or use --set ask.contexts=last"
+        )
     if parsed.output_gain:
         share = _output_gain(parsed, pairing, known_of, _given(name, dec_LE), without)
         fitted = fitted.with_gain(share, notes={**fitted.notes, "output_gain": share})
@@ -152,6 +158,8 @@ def cross_fitted_error(
     folds = pairing.folds.tolist()
     if len(folds) < 2:
         raise SettingError(f"an error is cross-fitted over at least 2 folds: there is {len(folds)}. Give more groups")
+    if isinstance(pairing.said, Answered):
+        return _separate_error(name, pairing, known_without, dec_LE)
     total = 0.0
     for fold in folds:
         fitted = fit_on(name, pairing, known_without(fold), dec_LE, without=(fold,))
@@ -159,6 +167,21 @@ def cross_fitted_error(
         wrong = apply.written(fitted, pairing.said, dec_LE, rows) - pairing.truth_PL[rows] @ dec_LE
         total += float(np.square(wrong, dtype=np.float64).sum())
     return total / len(pairing.folds_P)
+
+
+def _separate_error(name: str, pairing: Pairing, known_without: Callable[[int], KnownOf], dec_LE: np.ndarray) -> float:
+    """The same where each latent has contexts of its own: errors of latents add up as if they were independent."""
+    error_L, weight_L = np.zeros(pairing.latents), np.zeros(pairing.latents)
+    for fold in pairing.folds.tolist():
+        fitted = fit_on(name, pairing, known_without(fold), dec_LE, without=(fold,))
+        for block in blocks(pairing.latents):
+            evidence = pairing.evidence(block, fitted.reading)
+            evidence = evidence.where(evidence.fold == fold)
+            weight = np.broadcast_to(evidence.weight, evidence.total.shape)
+            truth = evidence.total / np.where(weight > 0, weight, 1)
+            error_L[block] += (weight * np.square(fitted.predict(evidence.answers, block) - truth)).sum(1)
+            weight_L[block] += weight.sum(1)
+    return float((error_L / np.maximum(weight_L, 1) * np.square(dec_LE).sum(1)).sum())
 
 
 def _output_gain(
@@ -180,24 +203,10 @@ def _output_gain(
 def _refitted(fitted: Fitted, pairing: Pairing, dec_LE: np.ndarray, without: tuple[int, ...]) -> Fitted:
     """`fitted` with a decoder of its own, fitted on the same contexts."""
     rows = np.flatnonzero(~np.isin(pairing.folds_P, without))
-    predicted = _At(apply.values(fitted, pairing.said), rows)
+    predicted = At(apply.values(fitted, pairing.said), rows)
     found = refit.fit(predicted, fitted.mean, pairing.truth_PL[rows], dec_LE, pairing.folds_P[rows])
     notes = {**fitted.notes, "refit": {"gamma": found.gamma, "strength": found.strength}}
     return replace(fitted, decoder_LE=found.decoder_LE, notes=notes)
-
-
-@dataclass(frozen=True)
-class _At:
-    """Values at some positions alone."""
-
-    values: Values
-    chosen: np.ndarray
-
-    def output(self, rows: np.ndarray, dec_LE: np.ndarray) -> np.ndarray:
-        return self.values.output(self.chosen[rows], dec_LE)
-
-    def dense(self, rows: np.ndarray) -> np.ndarray:
-        return self.values.dense(self.chosen[rows])
 
 
 def _given(name: str, dec_LE: np.ndarray | None) -> np.ndarray:

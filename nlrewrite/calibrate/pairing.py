@@ -12,8 +12,10 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
+from nlrewrite.calibrate.cases import as_asked
 from nlrewrite.calibrate.cells import Cells, cells
 from nlrewrite.calibrate.evidence import Evidence
+from nlrewrite.simulate.answers import Answered
 from nlrewrite.simulate.said import BLOCK, Answers, Reading, Said, Spoken, answers, centre, expected, log_odds
 
 CELL_BLOCK = 4 * BLOCK
@@ -115,6 +117,15 @@ class Pairing:
         assert isinstance(self.said, Spoken)
         parts = range(len(self._fold_of_part))
         return [cells(self.said.simulated, self.truth_PL, self._parts_P == part) for part in parts]
+
+
+def paired(said: Said, truth_PL: sparse.csr_matrix, folds_P: np.ndarray) -> Pairing:
+    """A simulation and the truth at the contexts that it is about."""
+    if not isinstance(said, Answered):
+        return Pairing(said, truth_PL, folds_P)
+    if said.by_cases:
+        return Pairing(said, truth_PL, folds_P, cases=as_asked(said, truth_PL, folds_P).evidence(said, truth_PL))
+    return Pairing(said.at_rows(), sparse.csr_matrix(truth_PL[said.rows]), folds_P[said.rows])
 
 
 def _parts(folds_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -57,8 +57,8 @@ ORACLE_FLAGS: dict[str, Any] = {
     "calibrator": "mean given the flag",
     "information": "test activity",
 }
-SIMULATORS = {"gate": "gate", "gated": "gate + rules"}
-"""By the explanation; every other one is read by the rules."""
+SIMULATORS = {"gate": "gate", "gated": "gate + rules", "by-rules": "rules"}
+"""By the explanation; every other one is read by the simulator that is measured."""
 
 Rewritten = tuple[Fitted, Values]
 
@@ -118,6 +118,12 @@ class Sources:
     gain: Gain | None = None
     """Of the chosen calibrator, on the calibrate split."""
     window_P: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    simulator: str = "rules"
+    """Who reads the sentences."""
+    main: str = "rules"
+    """What the sentences that are measured are called: written by rules, or `sentences` of a language model."""
+    rows: np.ndarray | None = None
+    """The positions that a language model was asked about; None: it is rules, which speak of all."""
     """Window of each position, for subsets that are drawn anew in each."""
 
 
@@ -253,23 +259,23 @@ def _rewritten_arms(plan: Plan) -> Iterator[Arm]:
     """All latents by their sentences: calibrators, control, lengths, rungs, TopK policies, and only where it helps."""
     sources, policies = plan.sources, plan.spec.topk
     chosen = sources.rewritten[sources.chosen]
-    by_rules = _read_by(plan.key, "rules")
+    main = _read_by(plan, plan.key, sources.main)
     for given in sources.rewritten.values():
-        yield plan.rewritten(by_rules, given, "none")
-    yield plan.rewritten(_shuffled(plan.key), sources.shuffled, policies[0])
+        yield plan.rewritten(main, given, "none")
+    yield plan.rewritten(_shuffled(plan, plan.key), sources.shuffled, policies[0])
     for most, given in sources.lengths.items():
-        yield plan.rewritten(_read_by(plan.key, f"rules-{most}"), given, "none")
+        yield plan.rewritten(_read_by(plan, plan.key, f"{sources.main}-{most}"), given, "none")
     for explanation, given in sources.rungs.items():
-        yield plan.rewritten(_read_by(plan.key, explanation), given, "none")
+        yield plan.rewritten(_read_by(plan, plan.key, explanation), given, "none")
     for policy in policies:
         if policy != "none":
             for given in _quoted(plan):
-                yield plan.rewritten(by_rules, given, policy)
+                yield plan.rewritten(main, given, policy)
     if plan.spec.harmless and sources.gain is not None:
         used = sources.gain.harmless
         fitted, values = chosen
         kept = fitted, instead(values, sources.mean, ~used)
-        arm = plan.rewritten(replace(by_rules, selection="harmless"), kept, "none")
+        arm = plan.rewritten(replace(main, selection="harmless"), kept, "none")
         yield replace(arm, n_latents=int(used.sum()), n_unexplained=0)
 
 
@@ -291,10 +297,10 @@ def _partial_arms(plan: Plan, score_L: np.ndarray) -> Iterator[Arm]:
                 (replace(part, **ORACLE), sources.oracle),
             ):
                 yield plan.arm(named, values, subset=subset)
-        yield plan.rewritten(_shuffled(part), sources.shuffled, spec.topk[0], subset)
+        yield plan.rewritten(_shuffled(plan, part), sources.shuffled, spec.topk[0], subset)
         for policy in policies:
             for given in _quoted(plan):
-                yield plan.rewritten(_read_by(part, "rules"), given, policy, subset)
+                yield plan.rewritten(_read_by(plan, part, sources.main), given, policy, subset)
 
 
 def _quoted(plan: Plan) -> list[Rewritten]:
@@ -303,10 +309,10 @@ def _quoted(plan: Plan) -> list[Rewritten]:
     return [rewritten[plan.sources.chosen]] if plan.spec.protocol == "ours" else list(rewritten.values())
 
 
-def _shuffled(key: Key) -> Key:
-    return replace(key, arm="shuffled", simulator="rules", explanation="shuffled")
+def _shuffled(plan: Plan, key: Key) -> Key:
+    return replace(key, arm="shuffled", simulator=plan.sources.simulator, explanation="shuffled")
 
 
-def _read_by(key: Key, explanation: str) -> Key:
-    simulator = SIMULATORS.get(explanation, "rules")
+def _read_by(plan: Plan, key: Key, explanation: str) -> Key:
+    simulator = SIMULATORS.get(explanation, plan.sources.simulator)
     return replace(key, arm="rewritten", simulator=simulator, explanation=explanation)

@@ -16,6 +16,8 @@ from scipy import sparse
 
 from nlrewrite.activations.codes import Codes
 from nlrewrite.language.reading import DIGITS
+from nlrewrite.simulate.answers import Answered
+from nlrewrite.simulate.ask import NOTHING
 from nlrewrite.simulate.oracle import Flagged, confusion, oracle
 from nlrewrite.simulate.said import Said, blocks
 
@@ -32,7 +34,7 @@ def flags(
     truth: Codes, said: Said, earlier_PL: sparse.csr_matrix, rate_L: np.ndarray, magnitude_L: np.ndarray, seed: int
 ) -> Codes:
     """Flags with each latent's sensitivity and specificity of `said` on earlier contexts, at E[activation | flag]."""
-    knows = confusion(said, earlier_PL)
+    knows = _confused(said, earlier_PL) if isinstance(said, Answered) else confusion(said, earlier_PL)
     told = oracle(truth.extra_PL, magnitude_L, knows, seed=seed, split="report")
     with_flag, without = expected(knows, rate_L, magnitude_L)
     latent, position = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
@@ -43,6 +45,27 @@ def flags(
     at = np.concatenate(position), np.concatenate(latent)
     value = (with_flag - without)[at[1]].astype(np.float32)
     return Codes(without.astype(np.float32), sparse.csr_matrix((value, at), shape=truth.extra_PL.get_shape()))
+
+
+def _confused(said: Answered, truth_PL: sparse.csr_matrix) -> Flagged:
+    """Of a language model: a flag where it holds digit 0 for less likely than the others together.
+
+    Cases are drawn within each kind at random, so that shares within a kind need no weights.
+    """
+    truth_LP = sparse.csr_matrix(truth_PL.T)
+    hit_L, right_L = np.zeros(len(said.explained)), np.ones(len(said.explained))
+    for block in blocks(len(said.explained)):
+        digits_BSZ = said.columned.digits(block)
+        there = np.broadcast_to(
+            said.position_LS if len(said.position_LS) == 1 else said.position_LS[block], digits_BSZ.shape[:2]
+        )
+        active = np.take_along_axis(truth_LP[block].toarray(), np.maximum(there, 0), axis=1) > 0
+        answered = (there != NOTHING) & ~np.isnan(digits_BSZ[..., 0])
+        flagged = 2 * digits_BSZ[..., 0] < digits_BSZ.sum(-1)
+        of = {True: answered & active, False: answered & ~active}
+        hit_L[block] = (flagged & of[True]).sum(1) / np.maximum(of[True].sum(1), 1)
+        right_L[block] = np.where(of[False].any(1), (~flagged & of[False]).sum(1) / np.maximum(of[False].sum(1), 1), 1)
+    return Flagged(hit_L, right_L)
 
 
 def expected(knows: Flagged, rate_L: np.ndarray, magnitude_L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

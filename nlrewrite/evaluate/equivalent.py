@@ -17,6 +17,7 @@ from nlrewrite.evaluate import bootstrap
 from nlrewrite.evaluate.arms import Arm
 from nlrewrite.evaluate.losses import Losses, Where
 from nlrewrite.execution import Execution
+from nlrewrite.questions import WRITTEN
 from nlrewrite.seeds import generator
 from nlrewrite.specs import EvaluateSpec
 from nlrewrite.subject import sites
@@ -96,7 +97,7 @@ def as_training(
         if (arm.key.position, arm.key.selection, arm.key.topk) == (position, "all", "none")
         and (
             arm.key.arm in WHOLE
-            or (arm.key.arm, arm.key.explanation, arm.key.calibrator) == ("rewritten", "rules", chosen)
+            or (arm.key.arm == "rewritten" and arm.key.explanation in WRITTEN and arm.key.calibrator == chosen)
         )
     ]
     if not found or not told:

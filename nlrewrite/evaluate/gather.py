@@ -14,21 +14,22 @@ from functools import partial
 
 import numpy as np
 
-from nlrewrite.activations.codes import Codes, constant_codes, oracle_codes, true_codes
-from nlrewrite.activations.pairs import read
+from nlrewrite.activations.codes import Codes, constant_codes, oracle_codes, placed, true_codes
+from nlrewrite.activations.pairs import Active, read
 from nlrewrite.activations.statistics import read_latents
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate import apply, lookup, methods
 from nlrewrite.calibrate.fit import fit, folds, read_calibrated
 from nlrewrite.calibrate.fitted import Fitted
 from nlrewrite.calibrate.known import Statistics, aimed_at
-from nlrewrite.calibrate.pairing import Pairing
+from nlrewrite.calibrate.pairing import paired
 from nlrewrite.evaluate import controls
 from nlrewrite.evaluate.arms import SIMULATORS, Rewritten, Sources
 from nlrewrite.evaluate.mixing import instead
 from nlrewrite.evaluate.selection import Gain, held_out
 from nlrewrite.protocols import PROTOCOLS
-from nlrewrite.simulate import rules as simulation
+from nlrewrite.simulate.answers import Answered
+from nlrewrite.simulate.heard import heard
 from nlrewrite.simulate.said import Spoken
 from nlrewrite.specs import CalibrateSpec, EvaluateSpec
 from nlrewrite.text.positions import Positions, positions
@@ -63,16 +64,20 @@ def gather(
 
     calibrators, chosen = read_calibrated(inputs["calibration"])
     chosen = _settled(chosen, calibrators, spec)
-    spoken = readings.spoken("")
+    said = readings.said("")
     earlier = seen["calibrate"].truth.extra_PL
-    heard = Spoken(simulation.read(inputs["on-calibrate"]), len(seen["calibrate"].where))
+    said_earlier = heard(inputs["on-calibrate"], len(seen["calibrate"].where))
     known = Statistics(read(inputs["explain"]), earlier, np.zeros(len(seen["calibrate"].where)), latents, seed=0)
-    peeking = aimed_at(known.known_of(None), active, latents)
+    rows = said.rows if isinstance(said, Answered) else np.arange(count)
+    prompts = Active(active.latents[rows], active.values[rows])
+    peeking = aimed_at(known.known_of(None), prompts, latents)
     ours = [ON_PROMPT_CALIBRATOR] if spec.protocol == "ours" else []  # a published protocol has its own
     for name in [*ours, *calibrators]:
         if methods.method(methods.parse(name)).target == "on-prompt":
-            together = np.zeros(count, dtype=np.int64)
-            calibrators[name] = fit(name, spoken, truth.extra_PL, peeking, together, dec_LE=dec_LE)
+            together, there = np.zeros(len(rows), dtype=np.int64), truth.extra_PL[rows]
+            asked = said.at_rows() if isinstance(said, Answered) else said
+            calibrators[name] = fit(name, asked, there, peeking, together, dec_LE=dec_LE)
+    main = "sentences" if inputs["explanations"].manifest.artifact.kind == "sentences" else "rules"
     lengths = sorted(int(name.rpartition("-")[2]) for name in inputs if re.fullmatch(r"simulation-\d+", name))
     rungs = [name for name in SIMULATORS if f"simulation-{name}" in inputs]
     return Sources(
@@ -82,7 +87,9 @@ def gather(
         zero=zero,
         oracle=oracle_codes(active, firing_L),
         oracle_digits=controls.digits(truth, _largest(inputs)),
-        oracle_flags=controls.flags(truth, heard, earlier, mean_L / np.maximum(firing_L, _TINY), firing_L, spec.seed),
+        oracle_flags=controls.flags(
+            truth, said_earlier, earlier, mean_L / np.maximum(firing_L, _TINY), firing_L, spec.seed
+        ),
         token_lookup=lookup.token_lookup(fitted_on, where, vocabulary, token),
         bigram_lookup=lookup.bigram_lookup(fitted_on, where, vocabulary, bigram, token),
         rewritten={name: readings.by(each, "") for name, each in calibrators.items()},
@@ -93,23 +100,33 @@ def gather(
         rungs={name: readings.by_its_own(name, spec) for name in rungs},
         chosen=chosen,
         silent={
-            "rules": ~spoken.explained,
-            **{name: ~readings.spoken(name).explained for name in ("shuffled", *rungs)},
-            **{f"rules-{most}": ~readings.spoken(most).explained for most in lengths},
+            main: ~said.explained,
+            **{name: ~readings.said(name).explained for name in ("shuffled", *rungs)},
+            **{f"{main}-{most}": ~readings.said(most).explained for most in lengths},
         },
+        simulator="reader" if isinstance(said, Answered) else "rules",
+        main=main,
+        rows=rows if isinstance(said, Answered) else None,
         gain=gain(inputs, seen["calibrate"], chosen, dec_LE) if spec.harmless or "gain" in spec.selections else None,
         window_P=where.window,
     )
 
 
-def gain(inputs: dict[str, Folder], seen: lookup.Seen, chosen: str, dec_LE: np.ndarray) -> Gain:
-    """What the chosen calibrator's prediction of each latent is worth, by the folds that calibration chose it on."""
+def gain(inputs: dict[str, Folder], seen: lookup.Seen, chosen: str, dec_LE: np.ndarray) -> Gain | None:
+    """What the chosen calibrator's prediction of each latent is worth, by the folds that calibration chose it on.
+
+    None where each latent was asked about contexts of its own.
+    """
     spec = CalibrateSpec.model_validate(inputs["calibration"].manifest.spec)
     folds_P, truth_PL = folds(seen.where, spec), seen.truth.extra_PL
-    pairing = Pairing(Spoken(simulation.read(inputs["on-calibrate"]), len(folds_P)), truth_PL, folds_P)
+    said = heard(inputs["on-calibrate"], len(folds_P))
+    if isinstance(said, Answered) and said.by_cases:
+        return None
+    pairing = paired(said, truth_PL, folds_P)
+    group_P = seen.where.group[said.rows] if isinstance(said, Answered) else seen.where.group
     known = Statistics(read(inputs["explain"]), truth_PL, folds_P, len(dec_LE), spec.seed)
     target = methods.method(methods.parse(chosen)).target
-    return held_out(chosen, pairing, partial(known.known_of, target), seen.where.group, dec_LE)
+    return held_out(chosen, pairing, partial(known.known_of, target), group_P, dec_LE)
 
 
 @dataclass(frozen=True)
@@ -121,14 +138,17 @@ class _Readings:
     unexplained: Codes | None
     """What a latent of which nothing is said is given; None: what its calibrator gives, its mean."""
 
-    def spoken(self, which: str | int) -> Spoken:
+    def said(self, which: str | int) -> Spoken | Answered:
         label = f"simulation-{which}" if which != "" else "simulation"
-        return Spoken(simulation.read(self.inputs[label]), self.count)
+        return heard(self.inputs[label], self.count)
 
     def by(self, fitted: Fitted, which: str | int) -> Rewritten:
-        spoken = self.spoken(which)
-        values = apply.values(fitted, spoken)
-        return fitted, values if self.unexplained is None else instead(values, self.unexplained, ~spoken.explained)
+        said = self.said(which)
+        if isinstance(said, Answered):
+            values = placed(apply.values(fitted, said.at_rows()), said.rows, self.count)
+        else:
+            values = apply.values(fitted, said)
+        return fitted, values if self.unexplained is None else instead(values, self.unexplained, ~said.explained)
 
     def by_its_own(self, which: str, spec: EvaluateSpec) -> Rewritten:
         """By the calibrator that was chosen for it."""

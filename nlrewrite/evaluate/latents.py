@@ -9,23 +9,25 @@ say are active, R2 weighted by energy). Invariant: nothing here is used to choos
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
 
-from nlrewrite.activations.codes import Codes, Values
+from nlrewrite.activations.codes import At, Codes, Values, constant_codes
 from nlrewrite.activations.statistics import read_latents, write_table
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate.cells import cells
 from nlrewrite.calibrate.fitted import Fitted
 from nlrewrite.calibrate.pairing import level_answers
-from nlrewrite.evaluate.arms import Sources
+from nlrewrite.evaluate.arms import Rewritten, Sources
 from nlrewrite.score import diagnostics, measures
 from nlrewrite.score.build import read_scores
 from nlrewrite.score.diagnostics import CELLS, Diagnosis
-from nlrewrite.simulate import rules as simulation
+from nlrewrite.simulate.answers import Answered
+from nlrewrite.simulate.heard import heard, levels
 from nlrewrite.simulate.said import Answers, Said, Spoken, answers, blocks, centre
 
 if TYPE_CHECKING:
@@ -39,7 +41,10 @@ QUANTILE = re.compile(r"quantile-\d(-tenth)?")
 
 def write_latents(inputs: dict[str, Folder], sources: Sources, dec_LE: np.ndarray, out: Path) -> None:
     """The three files."""
-    simulated = simulation.read(inputs["simulation"])
+    said: Said = heard(inputs["simulation"], sources.truth.extra_PL.get_shape()[0])
+    if isinstance(said, Answered):
+        said, sources = said.at_rows(), _at(sources, said.rows)
+    simulated = levels(said)
     counted = cells(simulated, sources.truth.extra_PL)
     explain, calibrate = read_latents(inputs["explain"]), read_latents(inputs["calibrate"])
     lengths = np.square(dec_LE).sum(1)
@@ -75,7 +80,7 @@ def write_latents(inputs: dict[str, Folder], sources: Sources, dec_LE: np.ndarra
     found = {
         name: {
             "role": role,
-            **_diagnosed(*sources.rewritten[name], Spoken(simulated, contexts), truth, rate, magnitude),
+            **_diagnosed(*sources.rewritten[name], said, truth, rate, magnitude),
             "r2": diagnostics.weighted(r2[role], columns["energy_of_deviations"]),
         }
         for role, name in shown.items()
@@ -88,6 +93,16 @@ def write_latents(inputs: dict[str, Folder], sources: Sources, dec_LE: np.ndarra
         "by_score": list(_by_score(columns, read_scores(inputs["scores"]))),
     }
     (out / "diagnostics.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
+
+
+def _at(sources: Sources, rows: np.ndarray) -> Sources:
+    """The truth and what was rewritten where a language model was asked, those positions numbered anew."""
+    truth = Codes(sources.truth.constant_L, sources.truth.extra_PL[rows])
+    rewritten: dict[str, Rewritten] = {
+        name: (fitted, At(values, rows)) for name, (fitted, values) in sources.rewritten.items()
+    }
+    mean = constant_codes(sources.mean.constant_L, len(rows))
+    return replace(sources, truth=truth, mean=mean, rewritten=rewritten)
 
 
 def shown_calibrators(sources: Sources) -> dict[str, str]:
@@ -132,11 +147,11 @@ def calls(values: Values, truth: Codes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _diagnosed(
-    fitted: Fitted, values: Values, said: Spoken, truth: Codes, rate: np.ndarray, magnitude: np.ndarray
+    fitted: Fitted, values: Values, said: Said, truth: Codes, rate: np.ndarray, magnitude: np.ndarray
 ) -> dict[str, object]:
     """A calibrator's own P(active) where it has one; else its activations in units of the mean magnitude."""
     own = has_chance(fitted)
-    if isinstance(values, Codes):
+    if isinstance(values, Codes) and isinstance(said, Spoken):
         chance = _chance_codes(fitted, said, rate) if own else _in_magnitudes(values, magnitude)
         diagnosis, expected = diagnose(chance, truth, rate)
     elif own:

@@ -15,6 +15,7 @@ from nlrewrite.evaluate.arms import Arm
 from nlrewrite.evaluate.losses import Losses
 from nlrewrite.evaluate.rows import Measured, Row, measured, pools, row
 from nlrewrite.evaluate.tally import Tally, columns, tally
+from nlrewrite.questions import WRITTEN
 from nlrewrite.seeds import generator
 from nlrewrite.specs import EvaluateSpec
 from nlrewrite.text.positions import Positions
@@ -125,7 +126,7 @@ def headline(rows: Sequence[Row], chosen: str, topk: str = "none", chosen_on: st
     for each in whole:
         if each["arm"] != "rewritten":
             by_arm.setdefault(each["arm"], each)
-    quoted = next(row for row in whole if row["explanation"] == "rules" and row["calibrator"] == chosen)
+    quoted = next(row for row in whole if row["explanation"] in WRITTEN and row["calibrator"] == chosen)
     key = ("arm", "site", "simulator", "explanation", "calibrator", "information", "topk", "selection", "subset_seed")
     coder = by_arm["coder"]
     return {

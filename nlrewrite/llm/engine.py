@@ -50,7 +50,9 @@ class PrefixBlock:
     """Token ids whose probability is asked for behind each suffix."""
 
     @classmethod
-    def of(cls, prefix: Sequence[int], suffixes: Sequence[Sequence[int]], labels: Sequence[int]) -> "PrefixBlock":
+    def of(
+        cls, prefix: Sequence[int] | np.ndarray, suffixes: Sequence[Sequence[int] | np.ndarray], labels: Sequence[int]
+    ) -> "PrefixBlock":
         lengths = [len(each) for each in suffixes]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         tokens = np.fromiter((token for each in suffixes for token in each), np.int32, int(offsets[-1]))

@@ -5,7 +5,7 @@ most energetic latent first. Invariant: examples come from the report split, on 
 drawn over all tenths of a latent's activations, not picked; the simulator's worst false alarms stand beside them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,9 +16,10 @@ from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate.stored import read_calibrated
 from nlrewrite.report.markup import visible
 from nlrewrite.score.build import read_scores
-from nlrewrite.simulate import rules as simulation
-from nlrewrite.simulate.rules import Simulated
-from nlrewrite.simulate.said import Spoken, answers, centre
+from nlrewrite.simulate.answers import Answered
+from nlrewrite.simulate.heard import heard, levels
+from nlrewrite.simulate.rules import Simulated, read_outcomes
+from nlrewrite.simulate.said import Said, answers, centre
 from nlrewrite.specs import ReportSpec
 from nlrewrite.text.corpus import read_documents
 from nlrewrite.text.positions import Positions, positions
@@ -86,7 +87,7 @@ def dossiers(spec: ReportSpec, inputs: dict[str, Folder]) -> list[Dossier]:
     scores = read_scores(inputs["scores"])
     sentences = pd.read_parquet(inputs["explanations"].path("explanations.parquet"))
     known = statistics.read_latents(inputs["report"])
-    outcomes = simulation.read_outcomes(inputs["simulation"])["outcome"].tolist()
+    outcomes = read_outcomes(inputs["simulation"])["outcome"].tolist()
     scene = _Scene(spec, inputs)
     order = np.lexsort((np.arange(len(energy)), -energy))[: spec.latents]
     found = []
@@ -124,10 +125,13 @@ class _Scene:
         calibrators, chosen = read_calibrated(inputs["calibration"])
         self.fitted = calibrators[chosen]
         self.truth: ByLatent = pairs.read(inputs["report"]).by_latent(self.fitted.latents)
-        self.said: Simulated = simulation.read(inputs["simulation"])
-        self.spoken = Spoken(self.said, len(self.where))
+        said = heard(inputs["simulation"], len(self.where))
+        self.rows_S = said.rows if isinstance(said, Answered) else np.arange(len(self.where))
+        self.spoken: Said = said.at_rows() if isinstance(said, Answered) else said
+        told = levels(self.spoken)
+        self.said: Simulated = replace(told, position=self.rows_S[told.position])
         reading = self.fitted.reading
-        self.centre_P = centre(self.spoken, reading) if reading.centred else None
+        self.centre_S = centre(self.spoken, reading) if reading.centred else None
         self.bounds = np.searchsorted(self.said.latent, np.arange(self.fitted.latents + 1))
         table = statistics.read_examples(inputs["report"])
         bounds = np.searchsorted(table["latent"].to_numpy(), np.arange(self.fitted.latents + 1))
@@ -137,9 +141,12 @@ class _Scene:
         self.names = dict(zip(documents.document.tolist(), documents.name, strict=True))
 
     def written(self, latent: int) -> np.ndarray:
-        """What the chosen calibrator makes of the latent's sentence at every position: [P]."""
+        """What the chosen calibrator makes of the latent's sentence at every position: [P]; its mean if not asked."""
         block = slice(latent, latent + 1)
-        return self.fitted.predict(answers(self.spoken, block, self.fitted.reading, self.centre_P), block)[0]
+        written_P = np.full(len(self.where), self.fitted.mean[latent], dtype=np.float32)
+        said = answers(self.spoken, block, self.fitted.reading, self.centre_S)
+        written_P[self.rows_S] = self.fitted.predict(said, block)[0]
+        return written_P
 
     def silent(self, latent: int, written_P: np.ndarray) -> float:
         """What it writes where the sentence says nothing; the middle of it, should that differ between texts."""

@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from nlrewrite.questions import WRITTEN
 from nlrewrite.report import curves
 from nlrewrite.report.curves import Line, Point
 from nlrewrite.report.drawing import BLUE, GREY, MUTED, ORANGE, PURPLE, draw, label_powers
@@ -180,7 +181,7 @@ class _Arms:
 
     def rewritten(self, label: str, calibrator: str, selection: str, colour: str) -> list[Line]:
         mine = [row for row in self.rows if row["arm"] == "rewritten" and row["calibrator"] == calibrator]
-        mine = [row for row in mine if row["explanation"] in ("", "rules")]
+        mine = [row for row in mine if row["explanation"] in ("", *WRITTEN)]
         part = [row for row in mine if row["selection"] == selection]
         policy = next(
             (each for each in ("mixed", "values", "none") if any(row["topk"] == each for row in part)), "none"
