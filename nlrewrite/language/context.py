@@ -14,6 +14,8 @@ from collections.abc import Collection, Sequence
 from itertools import accumulate
 from typing import Literal
 
+from nlrewrite.language.vocabulary import quote
+
 Style = Literal["plain", "tokens"]
 
 OPEN, CLOSE, BETWEEN = "<<", ">>", "|"
@@ -82,6 +84,12 @@ def separated(text: str) -> tuple[list[bytes], list[int]]:
         elif not part["close"]:
             tokens[-1] += _bytes(part)
     return [bytes(token) for token in tokens], at
+
+
+def with_strengths(text: str, strengths: Sequence[tuple[bytes, int]], most: int = 8) -> str:
+    """A marked text, and behind it the tokens that it is about, each with a strength from 1 to 9."""
+    told = ", ".join(f"{quote(token)} {strength}" for token, strength in strengths[:most])
+    return f"{text} ({told}{', ' + ELLIPSIS if len(strengths) > most else ''})" if told else text
 
 
 def bounded(text: str, most_characters: int, keep: Literal["start", "end"] = "start") -> str:

@@ -9,7 +9,6 @@ text that is asked about is bounded, in one line, and gives no special token; ev
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -204,7 +203,7 @@ class Prompts:
         if name == "score":
             if value is None:
                 raise SettingError(f"template {self.name!r} is asked with scores, and one is missing. Give one to each")
-            return f"{value:.2f}"
+            return value if isinstance(value, str) else f"{value:.2f}"
         if name == "context":
             return self._context(value)
         return bounded(visible(value.strip()), self.template.longest_explanation)
@@ -246,7 +245,9 @@ class Prompts:
         between = parts[last + 1]
         text = between if isinstance(between, str) else ""
         places = {0, len(text), len(text.rstrip(" ")), *(each.start() for each in re.finditer(r"\n|(?<=\n)", text))}
-        pairs = list(product(self._samples(self.prefix_fields), self._samples(self.suffix_fields)))
+        befores, behinds = list(self._samples(self.prefix_fields)), list(self._samples(self.suffix_fields))
+        shifts = range(0, len(behinds), 4)  # each text meets three others
+        pairs = [(before, behinds[(i + shift) % len(behinds)]) for i, before in enumerate(befores) for shift in shifts]
         failing: tuple[Given, Given] = ({}, {})
         for place in sorted(places, reverse=True):
             first = (*parts[: last + 1], *([text[:place]] if place else []))
@@ -282,7 +283,7 @@ class Prompts:
 
     def _label(self, label: str) -> int:
         found: set[tuple[int, ...]] = set()
-        for given in self._samples(self.fields):
+        for given in list(self._samples(self.fields))[::5]:
             texts = self._texts(given, self.fields)
             bare, said = self._ids(self._parts, texts), self._ids((*self._parts, label), texts)
             found.add(tuple(said[len(bare) :]) if said[: len(bare)] == bare else ())
