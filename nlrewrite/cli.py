@@ -27,9 +27,10 @@ EXAMPLES = """examples:
   nlrewrite show coder/1f2e                         what an artifact is made of; a few digits are enough
   nlrewrite report --open                           the last report in the browser
 """
+ENGINES = "what runs a language model that is asked: packed, reference, vllm or server (NLREWRITE_ENGINE)"
 PROFILES = (
-    "tiny (default), tiny-no-skip, tiny-sae, smoke; published settings to plan with: pythia-160m-transcoder, "
-    "pythia-160m-transcoder-p1, pythia-160m-sae, smollm2-135m-transcoder, gemma-2-9b-sae, gpt2-small-transcoders"
+    "tiny (default), tiny-no-skip, tiny-sae, tiny-reader, smoke, smoke-reader; published settings to plan "
+    "with: pythia-160m-transcoder, pythia-160m-transcoder-p1, pythia-160m-sae, smollm2-135m-transcoder, gemma-2-9b-sae, gpt2-small-transcoders"
 )
 
 
@@ -97,6 +98,16 @@ def _everywhere() -> argparse.ArgumentParser:
         "--text-folder", metavar="FOLDER", help="folder of text files, with --set text.source.kind=folder"
     )
     group.add_argument("--subject-folder", metavar="FOLDER", help="local model folder, with --set subject.kind=folder")
+    group.add_argument("--engine", default=at("NLREWRITE_ENGINE", "packed"), help=ENGINES)
+    group.add_argument(
+        "--endpoint",
+        default=at("NLREWRITE_ENDPOINT"),
+        metavar="URL",
+        help="OpenAI-compatible server, with --engine server; its key is read from NLREWRITE_API_KEY",
+    )
+    group.add_argument("--concurrency", default=8, metavar="N", help="requests to the endpoint at the same time")
+    group.add_argument("--reader-folder", metavar="FOLDER", help="local model folder, with --set reader.kind=folder")
+    group.add_argument("--template-folder", metavar="FOLDER", help="folder of prompt templates of your own")
     group.add_argument("--json", action="store_true", help="print JSON and nothing else")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress")
     group.add_argument("-v", "--verbose", action="store_true", help="say more, and show the trace of an error")
@@ -154,7 +165,7 @@ def _hand_over_to_flow(
             "the Prefect flows live in the checkout, and there is none here. "
             "Change into it, or run the same steps in this process with: nlrewrite run --local"
         )
-    places = ("store", "runs", "scratch", "text_folder", "subject_folder")
+    places = ("store", "runs", "scratch", "text_folder", "subject_folder", "reader_folder", "template_folder")
     absolute = {
         name: os.path.abspath(value)
         for name in places
@@ -296,7 +307,10 @@ def _execution(options: argparse.Namespace) -> "Execution":
     from nlrewrite.errors import SettingError
     from nlrewrite.execution import Execution
 
-    names = ("store", "runs", "threads", "device", "text_folder", "subject_folder")
+    names = (
+        *("store", "runs", "threads", "device", "text_folder", "subject_folder"),
+        *("reader_folder", "template_folder", "engine", "endpoint", "concurrency"),
+    )
     try:
         return Execution.model_validate({name: getattr(options, name) for name in names})
     except ValidationError as error:

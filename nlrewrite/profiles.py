@@ -33,6 +33,32 @@ class Profile(BaseModel):
     needs: tuple[str, ...] = Field(default=(), description="Capabilities a run takes that this version does not have.")
 
 
+READ_BY_A_MODEL: dict[str, Any] = {
+    "explain": {"max_quotes": 4},
+    "lengths": (),
+    "ask": {"contexts": "cases", "window": 12, "order": "explanation", "prompt": {"name": "reader"}},
+    "calibrate": {"calibrators": ("none", "quantile-6", "isotonic-shrunk", "hurdle", "hurdle@log-odds")},
+    "evaluate": {"positions": ("last",), "fractions": (0.5, 1.0)},
+}
+SMOKE: dict[str, Any] = {
+    "tokens": {"limits": {"train": 200, "explain": 60, "calibrate": 40, "report": 30}},
+    "subject": {"layers": 2, "width": 32, "vocabulary": 300, "context": 64, "batch": 8, "steps": 30},
+    "coder": {"site": {"layer": 1}, "width": 64, "k": 4, "steps": 60, "batch": 256},
+    "explain": {"max_quotes": 4, "max_words": 30, "min_active": 5},
+    "lengths": (2,),
+    "score": {"examples": 10},
+    "evaluate": {"fractions": (0.5, 1.0), "subsets": 1, "resamples": 200},
+    "report": {"latents": 8, "examples": 2},
+    "ladder": {"aucs": (0.95,), "fractions": (0.5, 1.0), "resamples": 200},
+    "requirement": {"specificities": (0.9, 0.99), "aucs": (0.84, 0.98), "resamples": 200},
+    "sample_size": {
+        "contexts": (50, 200),
+        "cases": ((5, 20),),
+        "calibrators": ("quantile-6", "hurdle"),
+        "resamples": 200,
+    },
+}
+
 PROFILES: dict[str, Profile] = {
     "tiny": Profile(summary="A small GPT-NeoX trained here, a skip transcoder on its last MLP. No downloads."),
     "tiny-no-skip": Profile(summary="As tiny, without the skip term.", fields={"coder": {"skip": False}}),
@@ -40,26 +66,29 @@ PROFILES: dict[str, Profile] = {
         summary="As tiny, with a TopK SAE on the residual stream after the same layer.",
         fields={"coder": {"site": {"kind": "residual"}, "skip": False}},
     ),
-    "smoke": Profile(
-        summary="Seconds, not minutes, and no meaning: every stage once, as small as it goes.",
-        fields={
-            "tokens": {"limits": {"train": 200, "explain": 60, "calibrate": 40, "report": 30}},
-            "subject": {"layers": 2, "width": 32, "vocabulary": 300, "context": 64, "batch": 8, "steps": 30},
-            "coder": {"site": {"layer": 1}, "width": 64, "k": 4, "steps": 60, "batch": 256},
-            "explain": {"max_quotes": 4, "max_words": 30, "min_active": 5},
-            "lengths": (2,),
-            "score": {"examples": 10},
-            "evaluate": {"fractions": (0.5, 1.0), "subsets": 1, "resamples": 200},
-            "report": {"latents": 8, "examples": 2},
-            "ladder": {"aucs": (0.95,), "fractions": (0.5, 1.0), "resamples": 200},
-            "requirement": {"specificities": (0.9, 0.99), "aucs": (0.84, 0.98), "resamples": 200},
-            "sample_size": {
-                "contexts": (50, 200),
-                "cases": ((5, 20),),
-                "calibrators": ("quantile-6", "hurdle"),
-                "resamples": 200,
-            },
+    "tiny-reader": Profile(
+        summary="As tiny, but a small Llama that is trained here reads the sentences. No downloads.",
+        fields=READ_BY_A_MODEL
+        | {
+            "tokens": {"limits": {"report": 400}},
+            "reader": {"kind": "trained"},
         },
+    ),
+    "smoke": Profile(
+        summary="Seconds, not minutes, and no meaning: every stage once, as small as it goes.", fields=SMOKE
+    ),
+    "smoke-reader": Profile(
+        summary="As smoke, with a reader of a few training steps: it reads nothing, and shows that all stages run.",
+        fields=merged(
+            SMOKE,
+            READ_BY_A_MODEL
+            | {
+                "reader": {"kind": "trained", "layers": 1, "width": 32, "steps": 5, "batch": 8},
+                "ask": {**READ_BY_A_MODEL["ask"], "active": 5, "inactive": 15},
+                "explain": {"max_quotes": 4, "max_words": 30, "min_active": 5},
+                "calibrate": {"calibrators": ("none", "quantile-6", "hurdle"), "folds": 2},
+            },
+        ),
     ),
     **{
         name: Profile(summary=summary, fields=fields, published=published, needs=needs)
@@ -214,7 +243,31 @@ def filled(spec: RewriteSpec, execution: Execution) -> RewriteSpec:
         if execution.subject_folder is None:
             raise SettingError("subject.kind is folder and no folder is given. Name one with --subject-folder")
         update["subject"] = subject.model_copy(update={"content": fingerprint(Path(execution.subject_folder))})
+    update |= _asked(spec, execution)
     return spec.model_copy(update=update)
+
+
+def _asked(spec: RewriteSpec, execution: Execution) -> dict[str, Any]:
+    """Who is asked and in which words, by content: the prompts of what is asked, and the files of local models."""
+    from nlrewrite.language import template
+
+    update: dict[str, Any] = {}
+    prompts = {"reader": {"ask": ("prompt",)}, "writer": {"write": ("prompt",), "quiz": ("detection", "fuzzing")}}
+    for who, sections in prompts.items():
+        model = getattr(spec, who)
+        if isinstance(model, specs.RuleReader):
+            continue
+        for section, fields in sections.items():
+            words = getattr(spec, section)
+            texts = {field: template.filled(getattr(words, field), execution.template_folder) for field in fields}
+            update[section] = words.model_copy(update=texts)
+        if isinstance(model, specs.FolderReader) and not model.content:
+            from nlrewrite.subject.load import fingerprint
+
+            if execution.reader_folder is None:
+                raise SettingError(f"{who}.kind is folder and no folder is given. Name one with --reader-folder")
+            update[who] = model.model_copy(update={"content": fingerprint(Path(execution.reader_folder))})
+    return update
 
 
 # -- settings by their dotted names -----------------------------------------------------------------------------------

@@ -380,8 +380,14 @@ def with_seed(fields: dict[str, Any], seed: int) -> dict[str, Any]:
             "ladder",
             "requirement",
             "sample_size",
+            "ask",
+            "write",
+            "quiz",
         )
     }
+    for name in ("reader", "writer"):
+        if fields.get(name, {}).get("kind") == "trained":
+            stages[name] = dict(fields[name])
     if fields.get("subject", {}).get("kind", "tiny") == "tiny":
         stages["subject"] = dict(fields.get("subject", {}))
     for stage in stages.values():

@@ -8,6 +8,7 @@ from typing import Any
 
 from prefect import Task
 
+from tasks.ask import answers, quiz, reader, sentences
 from tasks.evaluate import calibration, evaluation, report, scores
 from tasks.explain import explanations, gates, gating, simulation
 from tasks.learn import activations, coder, subject
@@ -26,6 +27,10 @@ TASKS: dict[str, Task[..., Any]] = {
         gates,
         simulation,
         gating,
+        reader,
+        sentences,
+        quiz,
+        answers,
         scores,
         calibration,
         evaluation,

@@ -42,7 +42,7 @@ class Work(BaseModel):
 def artifact_name() -> str:
     """`kind/digest` of the task that is being called: the name of its task run."""
     parameters: dict[str, Any] = task_run.parameters
-    given = parameters | parameters.get("simulated", {}) | parameters.get("inputs", {})
+    given = parameters | parameters.get("simulated", {}) | parameters.get("inputs", {}) | parameters.get("more", {})
     inputs = {name: value for name, value in given.items() if isinstance(value, Artifact)}
     return str(steps.name(str(task_run.task_name), parameters["spec"], inputs))
 

@@ -59,9 +59,10 @@ def build(spec: AskSpec, inputs: dict[str, Folder], out: Path, running: "Running
         context_LS = np.where(closed_LS, NOTHING, context_LS)
     engine, tokenizer = opened(inputs["reader"], running.execution, mass=spec.mass, top=spec.flavour == "paper_top10")
     try:
-        compiled = prompts(template(spec.prompt), tokenizer, spec.order)
+        compiled = prompts(template(spec.prompt), tokenizer, spec.order, scored=spec.with_score, name=spec.prompt.name)
         texts = token_texts(inputs["subject"].root())
-        shown = [compiled.context(last_tokens(where, texts, int(at), spec.window)) for at in asked_about]
+        contexts = (last_tokens(where, texts, position, spec.window) for position in asked_about.tolist())
+        shown = [compiled.shown(tokens, (len(tokens) - 1,)) for tokens in contexts]
         told = _scores(inputs) if spec.with_score else None
         read = [sentences[origin] for origin in source]
         asked = ask(engine, compiled, read, shown, context_LS, spec.order, running.progress, running.work, told)
@@ -117,11 +118,13 @@ def _with_closed(asked: Asked, closed_LS: np.ndarray) -> Asked:
     return Asked(logp, mass, asked.outcome, top, asked.missing)
 
 
-def _scores(inputs: dict[str, Folder]) -> list[str]:
+def _scores(inputs: dict[str, Folder]) -> list[float]:
+    """The detection score of each latent; the middle one where a latent was in no quiz."""
     import pandas as pd
 
-    table = pd.read_parquet(inputs["scores"].path("scores.parquet"), columns=["detection_f1"])
-    return [f"{value:.2f}" if np.isfinite(value) else "unknown" for value in table["detection_f1"]]
+    score_L = pd.read_parquet(inputs["scores"].path("scores.parquet"))["detection_f1"].to_numpy()
+    middle = float(np.nanmedian(score_L)) if np.isfinite(score_L).any() else 0.5
+    return np.where(np.isfinite(score_L), score_L, middle).tolist()
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def ask(
     order: Order,
     progress: "Progress",
     work: "Work | None" = None,
-    told: Sequence[str] | None = None,
+    told: Sequence[float] | None = None,
 ) -> Asked:
     """`context_LS` [L or 1, S] are indices into `shown`, NOTHING where a latent has no question in a column.
 
@@ -113,7 +113,7 @@ class _Texts:
         sentences: Sequence[str],
         shown: Sequence[str],
         order: Order,
-        told: Sequence[str] | None,
+        told: Sequence[float] | None,
     ) -> None:
         self.prompts, self._sentences, self._shown, self._order, self._told = prompts, sentences, shown, order, told
         self._suffixes: dict[int, np.ndarray] = {}
@@ -132,7 +132,7 @@ class _Texts:
         """Which suffix each pair has."""
         return pair.latent if self._order == "context" else pair.context
 
-    def _sentence(self, latent: int) -> dict[str, str]:
+    def _sentence(self, latent: int) -> dict[str, Any]:
         score = {} if self._told is None else {"score": self._told[latent]}
         return {"explanation": self._sentences[latent], **score}
 
