@@ -14,7 +14,8 @@ mixed in one number, and every number says which it is; nothing here loads a mod
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,6 +30,8 @@ UTILISATION = 0.5
 USAGE = "usage.json"
 ANSWERS = "answers"
 """The kind of artifact that leaves a record of its engine behind."""
+TRAINED_INNER = 4
+"""Times the width: the inner width of a reader that is trained here."""
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -251,26 +254,27 @@ class Prices(BaseModel):
     prompt: float | None = Field(default=None, ge=0, description="For a million tokens of prompts.")
     cached: float | None = Field(default=None, ge=0, description="For a million that the provider has cached.")
     new: float | None = Field(default=None, ge=0, description="For a million tokens of replies.")
-    hour: float | None = Field(default=None, ge=0, description="For an hour of the device.")
+    hour: dict[str, Annotated[float, Field(ge=0)]] = Field(default={}, description="For an hour of a device, by name.")
 
     @classmethod
     def parse(cls, assignments: Iterable[str]) -> "Prices":
-        """From `prompt=0.15` and the like."""
-        fields: dict[str, str] = {}
+        """From `prompt=0.15`, `A40=0.4` and the like."""
+        fields: dict[str, Any] = {"hour": {}}
+        names = [name for name in cls.model_fields if name != "hour"]
         for each in assignments:
             name, equals, value = (part.strip() for part in each.partition("="))
-            if not equals or name not in cls.model_fields:
+            if not equals or name not in (*names, *DEVICES):
                 raise SettingError(
-                    f"a price is written as NAME=VALUE with one of {', '.join(cls.model_fields)}: {each!r}. "
+                    f"a price is written as NAME=VALUE with one of {', '.join((*names, *DEVICES))}: {each!r}. "
                     f"For instance --price prompt=0.15"
                 )
-            fields[name] = value
+            (fields if name in names else fields["hour"])[name] = value
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
             first = error.errors()[0]
             raise SettingError(
-                f"the price of {first['loc'][0]} must be a number from 0 on: {first['input']!r}. Change --price"
+                f"the price of {first['loc'][-1]} must be a number from 0 on: {first['input']!r}. Change --price"
             ) from error
 
     @property
@@ -285,8 +289,10 @@ class Prices(BaseModel):
         new_price = self.prompt if self.new is None else self.new
         return (prompt * self.prompt + cached * cached_price + new * new_price) / 1e6
 
-    def of_hours(self, spent: float) -> float | None:
-        return None if self.hour is None else spent * self.hour
+    def of_hours(self, spent: Mapping[str, float]) -> float | None:
+        """Money for the hours of the device on which they are cheapest; none if no priced device is among them."""
+        found = [hours * self.hour[name] for name, hours in spent.items() if name in self.hour]
+        return min(found) if found else None
 
 
 # -- what was measured -------------------------------------------------------------------------------------------------
@@ -321,6 +327,42 @@ class Measured(BaseModel):
 
     def money_for(self, queries: float) -> float | None:
         return queries * self.money / self.queries if self.money else None
+
+
+def shape(reader: "ReaderSpec", folder: str | None = None, vocabulary: int = 512) -> Shape | None:
+    """Of a reader's model, as far as it is known without asking the network; `folder` is a local model's."""
+    match reader.kind:
+        case "rules":
+            return None
+        case "trained":
+            return Shape(
+                layers=reader.layers,
+                width=reader.width,
+                heads_width=reader.width,
+                keys_width=reader.width,
+                inner=TRAINED_INNER * reader.width,
+                vocabulary=vocabulary,
+            )
+        case "folder":
+            path = Path(folder) / "config.json" if folder is not None else None
+        case "hub":
+            path = _downloaded(reader.model, reader.revision)
+        case "served":
+            path = None
+    name = "" if reader.kind == "folder" else reader.model
+    if name in KNOWN:
+        return KNOWN[name]
+    if path is None or not path.is_file():
+        return None
+    return Shape.of(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _downloaded(model: str, revision: str) -> Path | None:
+    """The config of a model that was fetched before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "config.json", revision=revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def recorded(engine: str, model: str, device: str, usage: Mapping[str, Any]) -> Measured | None:

@@ -125,11 +125,17 @@ def test_utilisation_is_a_share() -> None:
 
 def test_prices_count_what_was_given_alone() -> None:
     assert Prices().of_tokens(1e6, 0, 0) is None
-    prices = Prices.parse(["prompt=2", "cached=0.5", "new=8", "hour=3"])
+    prices = Prices.parse(["prompt=2", "cached=0.5", "new=8", "A40=3", "H100=9"])
     assert prices.of_tokens(1e6, 2e6, 5e5) == pytest.approx(2 + 1 + 4)
     assert Prices.parse(["prompt=2"]).of_tokens(1e6, 1e6, 1e6) == pytest.approx(6)
-    assert prices.of_hours(10) == 30
-    for wrong, words in (("prompt", "NAME=VALUE"), ("input=2", "NAME=VALUE"), ("new=-1", "price of new.*'-1'")):
+    assert prices.of_hours({"A40": 10, "H100": 2, "A100": 1}) == 18
+    assert Prices().of_hours({"A40": 1}) is None
+    for wrong, words in (
+        ("prompt", "NAME=VALUE"),
+        ("input=2", "NAME=VALUE"),
+        ("new=-1", "price of new.*'-1'"),
+        ("A40=x", "of A40.*'x'"),
+    ):
         with pytest.raises(SettingError, match=words):
             Prices.parse([wrong])
 
