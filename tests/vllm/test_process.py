@@ -1,0 +1,37 @@
+"""One engine at a time, and the process as it was."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nlrewrite.errors import SettingError
+from nlrewrite.llm.engine import Outcome
+from nlrewrite.llm.vllm import CPU_BLOCK, Vllm
+from tests.vllm import making
+
+pytestmark = pytest.mark.vllm
+
+
+def test_one_engine_at_a_time_and_the_process_as_it_was(tmp_path: Path) -> None:
+    folder = making.save(making.fresh("llama-tied"), tmp_path)
+    state, threads = torch.get_rng_state(), torch.set_num_threads
+    python, legacy = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    first = Vllm(folder, sequences=16)
+    assert torch.equal(torch.get_rng_state(), state) and torch.set_num_threads is threads
+    assert random.getstate() == python and np.random.get_state()[1].tolist() == legacy  # noqa: NPY002
+    with pytest.raises(SettingError, match="close"):
+        Vllm(folder)
+    about = first.about()
+    assert about["block"] == CPU_BLOCK and about["mode"] == "generate" and about["dtype"] == "float32"
+    first.close()
+    first.close()
+    with pytest.raises(SettingError, match="closed"):
+        first.digits(making.block(5, [1]))
+    second = Vllm(folder, sequences=16)
+    del second  # not closed: the next one must not be torn down with it
+    third = Vllm(folder, sequences=16)
+    assert (third.digits(making.block(40, [3, 4])).outcome == Outcome.OK).all()
+    third.close()
