@@ -89,7 +89,7 @@ class Growing:
 
 @dataclass(frozen=True)
 class Suffixes:
-    """A packed row of suffixes of one prefix; if they go on, their keys and values are left in `own`, from row `first`."""
+    """A packed row of suffixes of one prefix; if they go on, `own` holds their keys and values, from row `first`."""
 
     map: Map
     prefix: KeyValues | None
@@ -103,8 +103,9 @@ class Suffixes:
         k_NKMD, v_NKMD = k_NMKD.transpose(1, 2), v_NMKD.transpose(1, 2)
         if self.own is not None:
             rows = slice(self.first, self.first + len(self.map))
-            self.own.keys[layer][rows, :, : self.map.longest] = k_NKMD
-            self.own.values[layer][rows, :, : self.map.longest] = v_NKMD
+            longest = int(self.map.lengths_N.max())
+            self.own.keys[layer][rows, :, :longest] = k_NKMD[:, :, :longest]
+            self.own.values[layer][rows, :, :longest] = v_NKMD[:, :, :longest]
         # padding is on the right, where causal attention of a token that counts never looks
         out, lse = attention(q_NHMD, _repeated(k_NKMD, groups), _repeated(v_NKMD, groups), scaling, causal=True)
         out_SHD = self.map.packed(out.transpose(1, 2))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nlrewrite.llm.engine import TOP
+from nlrewrite.llm.packing import EVEN
 
 ROWS, ENTRIES = 1024, 1 << 24
 """Questions, and logits, at a time."""
@@ -22,9 +23,11 @@ def scores(
     weight_VD: Tensor = head.weight
     fitting = ENTRIES // len(weight_VD) if weight_VD.dtype == torch.float32 else ROWS
     rows = min(max(fitting, ROWS // 16), ROWS)  # as many as let the head's own product take the whole vocabulary
+    count = len(hidden_ND)
+    hidden_ND = nn.functional.pad(hidden_ND, (0, 0, 0, -count % EVEN))
     found = [_block(rows_ND, head, labels, mass, top) for rows_ND in hidden_ND.split(rows)]
-    logp, logmass, among = zip(*found, strict=True)
-    return torch.cat(logp), torch.cat(logmass) if mass else None, torch.cat(among) if top else None
+    logp, logmass, among = (torch.cat(parts)[:count] for parts in zip(*found, strict=True))
+    return logp, logmass if mass else None, among if top else None
 
 
 def _block(

@@ -188,8 +188,11 @@ class Packed:
 
     def _row(self, block: PrefixBlock, chosen: np.ndarray) -> Row:
         part = block.at(chosen)
-        ids_S = torch.from_numpy(part.suffix_tokens.astype(np.int64)).to(self._device)
-        return Row(chosen, Map.of(part.lengths, self._device), self.anatomy.embed(ids_S))
+        return Row(chosen, *self._embedded(part.lengths, part.suffix_tokens))
+
+    def _embedded(self, lengths_N: np.ndarray, ids_T: np.ndarray) -> tuple[Map, Tensor]:
+        map = Map.of(lengths_N, self._device)
+        return map, self.anatomy.embed(map.even(torch.from_numpy(ids_T.astype(np.int64)).to(self._device)))
 
     def _forward(self, row: Row, prefix: KeyValues, first: int, last: int) -> Row:
         hidden_SD = self._through(row.hidden_SD, len(prefix) + row.map.off_S, Suffixes(row.map, prefix), first, last)
@@ -209,25 +212,21 @@ class Packed:
 
     def _repacked(self, rows: list[Row], kept: np.ndarray) -> "list[Row]":
         """Rows of the kept suffixes alone, as full as before."""
-        taken: list[Row] = []
+        taken: list[tuple[np.ndarray, np.ndarray, Tensor]] = []
         for row in rows:
             inside = np.flatnonzero(kept[row.chosen])
             if len(inside):
                 at = torch.from_numpy(packing.tokens_of(row.map.lengths_N, inside)).to(self._device)
-                lengths = row.map.lengths_N[inside]
-                taken.append(Row(row.chosen[inside], Map.of(lengths, self._device), row.hidden_SD[at]))
+                taken.append((row.chosen[inside], row.map.lengths_N[inside], row.hidden_SD[at]))
         rows.clear()
         result: list[Row] = []
         while taken:
-            group, tokens = [taken.pop(0)], 0
-            tokens = len(group[0].hidden_SD)
-            while taken and tokens + len(taken[0].hidden_SD) <= self._tokens:
+            group = [taken.pop(0)]
+            while taken and sum(len(each[2]) for each in (*group, taken[0])) <= self._tokens:
                 group.append(taken.pop(0))
-                tokens += len(group[-1].hidden_SD)
-            chosen = np.concatenate([each.chosen for each in group])
-            lengths = np.concatenate([each.map.lengths_N for each in group])
-            hidden_SD = torch.cat([each.hidden_SD for each in group])
-            result.append(Row(chosen, Map.of(lengths, self._device), hidden_SD))
+            chosen, lengths = (np.concatenate([each[part] for each in group]) for part in (0, 1))
+            map = Map.of(lengths, self._device)
+            result.append(Row(chosen, map, map.even(torch.cat([each[2] for each in group]))))
         return result
 
     # -- answers ------------------------------------------------------------------------------------------------------
@@ -304,13 +303,12 @@ class Packed:
         last_ND = torch.empty(len(prompts), self.anatomy.width, dtype=self._dtype, device=self._device)
         for chosen in packing.chunks(lengths_N, self._tokens):
             rows = slice(int(chosen[0]), int(chosen[-1]) + 1)  # lengths ascend already, so chunks are runs
-            map = Map.of(lengths_N[chosen], self._device)
-            ids_S = np.concatenate([prompts[index][shared:] for index in chosen]).astype(np.int64)
-            hidden_SD = self.anatomy.embed(torch.from_numpy(ids_S).to(self._device))
+            ids_T = np.concatenate([prompts[index][shared:] for index in chosen])
+            map, hidden_SD = self._embedded(lengths_N[chosen], ids_T)
             suffixes = Suffixes(map, prefix, own, rows.start)
             last = len(self.anatomy.layers)
             last_ND[rows] = self._through(hidden_SD, shared + map.off_S, suffixes, 0, last)[map.last_N]
-            self.usage.prompt_tokens += len(ids_S)
+            self.usage.prompt_tokens += len(ids_T)
         return last_ND
 
 

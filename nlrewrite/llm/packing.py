@@ -25,11 +25,21 @@ def chunks(lengths_N: np.ndarray, tokens: int) -> list[np.ndarray]:
     return result
 
 
+EVEN, WIDE = 32, 16
+"""Packed rows have a multiple of EVEN tokens and padded ones a multiple of WIDE places, so that libraries take the same
+steps for a suffix in every chunk: the ends of their loops, and products of a few rows, are rounded otherwise."""
+
+
 @dataclass(frozen=True)
 class Map:
-    """One packed row: token t belongs to suffix `seq[t]`, at place `off[t]` of it, and to row `slot[t]` when padded."""
+    """One packed row of T tokens, rounded up to S: token t is at place `off[t]` of its suffix, and at `slot[t]` of the
+    padded layout."""
 
     lengths_N: np.ndarray
+    tokens: int
+    """T."""
+    width: int
+    """M, at least the longest."""
     off_S: Tensor
     slot_S: Tensor
     last_N: Tensor
@@ -38,28 +48,35 @@ class Map:
     @classmethod
     def of(cls, lengths_N: np.ndarray, device: torch.device) -> "Map":
         ends_N = np.cumsum(lengths_N)
-        seq_S = np.repeat(np.arange(len(lengths_N)), lengths_N)
-        off_S = np.arange(int(ends_N[-1])) - np.repeat(ends_N - lengths_N, lengths_N)
-        slot_S = seq_S * int(lengths_N.max()) + off_S
+        tokens, width = int(ends_N[-1]), _up(int(lengths_N.max()), WIDE)
+        seq_T = np.repeat(np.arange(len(lengths_N)), lengths_N)
+        off_S, slot_S = np.zeros((2, _up(tokens, EVEN)), dtype=np.int64)
+        off_S[:tokens] = np.arange(tokens) - np.repeat(ends_N - lengths_N, lengths_N)
+        slot_S[:tokens] = seq_T * width + off_S[:tokens]
         off, slot, last = (torch.from_numpy(each).to(device) for each in (off_S, slot_S, ends_N - 1))
-        return cls(lengths_N, off, slot, last)
+        return cls(lengths_N, tokens, width, off, slot, last)
 
     def __len__(self) -> int:
         return len(self.lengths_N)
 
-    @property
-    def longest(self) -> int:
-        return int(self.lengths_N.max())
+    def even(self, row_TX: Tensor) -> Tensor:
+        """[S, ...] of [T, ...]: the last token again where there is none."""
+        missing = len(self.off_S) - self.tokens
+        return torch.cat([row_TX, row_TX[-1:].expand(missing, *row_TX.shape[1:])]) if missing else row_TX
 
     def padded(self, row_SHD: Tensor) -> Tensor:
         """[N, M, H, D] of a row [S, H, D], zeros behind the end of each suffix."""
-        result = row_SHD.new_zeros((len(self) * self.longest, *row_SHD.shape[1:]))
-        result[self.slot_S] = row_SHD
-        return result.view(len(self), self.longest, *row_SHD.shape[1:])
+        result = row_SHD.new_zeros((len(self) * self.width, *row_SHD.shape[1:]))
+        result[self.slot_S[: self.tokens]] = row_SHD[: self.tokens]
+        return result.view(len(self), self.width, *row_SHD.shape[1:])
 
     def packed(self, padded_NMX: Tensor) -> Tensor:
         """The row [S, ...] of a padded [N, M, ...]."""
-        return padded_NMX.reshape(len(self) * self.longest, *padded_NMX.shape[2:])[self.slot_S]
+        return padded_NMX.reshape(len(self) * self.width, *padded_NMX.shape[2:])[self.slot_S]
+
+
+def _up(count: int, step: int) -> int:
+    return -(-count // step) * step
 
 
 def tokens_of(lengths_N: np.ndarray, chosen: np.ndarray) -> np.ndarray:
