@@ -1,9 +1,10 @@
 r"""Contexts and sentences as a language model is shown them: bytes made into text, marks around tokens, bounds.
 
-    the| cat  ->  plain style: `the<< cat>>`; token style: `|the|<< cat>>`
+    the| cat  ->  plain style: `the<< cat>>`; token style: `"the"<<" cat">>`
 
 In: the bytes of tokens, and which of them are marked. Out: one line of printable text. What is not printable is written
-as \n, \t, \r or \xNN, a backslash twice, and a sign that could be taken for a mark behind a backslash.
+as \n, \t, \r or \xNN, a backslash twice, and a sign that could be taken for a mark behind a backslash. In token style
+each token is quoted as the rule language quotes it, so that a reader can match the two, and sees where tokens end.
 Invariants: `unmarked(marked(tokens, at)) == (b"".join(tokens), spans)`, and in token style the tokens themselves come
 back; no output has a line break or a control character, and none is longer than it may be.
 """
@@ -14,16 +15,17 @@ from collections.abc import Collection, Sequence
 from itertools import accumulate
 from typing import Literal
 
-from nlrewrite.language.vocabulary import quote
+from nlrewrite.language.vocabulary import quote, unquote
 
 Style = Literal["plain", "tokens"]
 
-OPEN, CLOSE, BETWEEN = "<<", ">>", "|"
+OPEN, CLOSE = "<<", ">>"
 ELLIPSIS = "…"
-_OPEN, _CLOSE, _BETWEEN = "\ue000", "\ue001", "\ue002"  # private use: never printable, so never in visible text
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private use: never printable, so never in visible text
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_MEANT = {"n": b"\n", "r": b"\r", "t": b"\t", "\\": b"\\", "<": b"<", ">": b">", "|": b"|"}
-_PART = re.compile(r"\\x(?P<byte>[0-9a-f]{2})|\\(?P<sign>[nrt\\<>|])|(?P<open><<)|(?P<close>>>)|(?P<text>.)", re.DOTALL)
+_MEANT = {"n": b"\n", "r": b"\r", "t": b"\t", "\\": b"\\", "<": b"<", ">": b">"}
+_QUOTED = re.compile(r'(?P<open><<)?(?P<token>"(?:\\.|[^"\\])*")(?(open)>>)')
+_PART = re.compile(r"\\x(?P<byte>[0-9a-f]{2})|\\(?P<sign>[nrt\\<>])|(?P<open><<)|(?P<close>>>)|(?P<text>.)", re.DOTALL)
 
 
 def visible(text: str) -> str:
@@ -40,12 +42,8 @@ def marked(tokens: Sequence[bytes], at: Collection[int], style: Style = "plain")
     """
     chosen = {index % len(tokens) for index in at} if tokens else set[int]()
     if style == "tokens":
-        pieces = [_shown(token).replace("|", "\\|") for token in tokens]
-        pieces = [
-            f"{_BETWEEN}{_OPEN}{piece}{_CLOSE}" if index in chosen else f"{_BETWEEN}{piece}"
-            for index, piece in enumerate(pieces)
-        ]
-        return _signed("".join(pieces))
+        quoted = [quote(token) for token in tokens]
+        return "".join(f"{OPEN}{each}{CLOSE}" if index in chosen else each for index, each in enumerate(quoted))
     spans: list[list[int]] = []
     begin = 0
     for index, token in enumerate(tokens):
@@ -72,18 +70,16 @@ def unmarked(text: str) -> tuple[bytes, list[tuple[int, int]]]:
 
 
 def separated(text: str) -> tuple[list[bytes], list[int]]:
-    """The tokens of a text in token style, and the indices of the marked ones."""
-    tokens, at = list[bytearray](), list[int]()
-    for part in _PART.finditer(text):
-        if part["text"] == BETWEEN:
-            tokens.append(bytearray())
-        elif not tokens:
-            raise ValueError(f"a context in token style begins with {BETWEEN}: {text[:40]!r}")
-        elif part["open"]:
-            at.append(len(tokens) - 1)
-        elif not part["close"]:
-            tokens[-1] += _bytes(part)
-    return [bytes(token) for token in tokens], at
+    """The tokens of a text in token style, and the indices of the marked ones; ValueError if it is not in it."""
+    tokens, at, end = list[bytes](), list[int](), 0
+    while end < len(text):
+        found = _QUOTED.match(text, end)
+        if found is None:
+            raise ValueError(f"a context in token style is a row of quotes: {text[end : end + 20]!r}")
+        at += [len(tokens)] if found["open"] else []
+        tokens.append(unquote(found["token"]))
+        end = found.end()
+    return tokens, at
 
 
 def with_strengths(text: str, strengths: Sequence[tuple[bytes, int]], most: int = 8) -> str:
@@ -110,10 +106,6 @@ def _escape(character: str) -> str:
     return _SHORT.get(character) or "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def _shown(raw: bytes) -> str:
-    return _plain(raw.decode("utf-8", "surrogateescape"))
-
-
 def _plain(characters: str) -> str:
     return visible(characters.replace("\\", "\\\\"))
 
@@ -122,7 +114,7 @@ def _signed(text: str) -> str:
     """Marks written out; what stands beside its like, and could be read as one, gets a backslash."""
     text = re.sub(f"<(?=[<{_OPEN}])|(?<=[<{_OPEN}])<", r"\\<", text)
     text = re.sub(f">(?=[>{_CLOSE}])|(?<=[>{_CLOSE}])>", r"\\>", text)
-    return text.replace(_OPEN, OPEN).replace(_CLOSE, CLOSE).replace(_BETWEEN, BETWEEN)
+    return text.replace(_OPEN, OPEN).replace(_CLOSE, CLOSE)
 
 
 def _with_marks(raw: bytes, spans: list[list[int]]) -> str:

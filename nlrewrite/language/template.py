@@ -91,7 +91,7 @@ class Template(_Frozen):
     )
     plain: Plain = Plain()
     contexts: Literal["plain", "tokens"] = Field(
-        default="plain", description="How a context is shown: as text, or with | before each token."
+        default="plain", description="How a context is shown: as text, or as a row of tokens in quotes."
     )
     system: Text = ""
     before: tuple[Message, ...] = Field(default=(), description="Turns said before the shots, as they stand.")
