@@ -169,5 +169,8 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
         )
         for probe in dict.fromkeys(spec.probes)
     }
-    report = step("report", "report", spec.report, **evaluated, corpus=corpus, evaluation=evaluation, **probed)
+    models = {name: each for name, each in (("reader", reader), ("writer", writer)) if each is not None}
+    report = step(
+        "report", "report", spec.report, **evaluated, **models, corpus=corpus, evaluation=evaluation, **probed
+    )
     return Rewritten(evaluation=evaluation, report=report)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlrewrite import steps
 from nlrewrite.artifacts import Folder
+from nlrewrite.report import asked as questions
 from nlrewrite.report import facts, figure, figures, latents, page, papers, probes, reliability
 from nlrewrite.report.figure import Figure
 from nlrewrite.score.build import read_scores
@@ -33,6 +34,8 @@ def build(spec: ReportSpec, inputs: dict[str, Folder], out: Path, running: "Runn
     results = {**measured, "probes": {each.name: each.told() for each in asked}, "provenance": provenance(spec, inputs)}
     if not asked:
         del results["probes"]
+    if (models := questions.gather(inputs)) is not None:
+        results["asked"] = models.told()
     (out / "results.json").write_text(
         json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
@@ -57,7 +60,7 @@ def build(spec: ReportSpec, inputs: dict[str, Folder], out: Path, running: "Runn
         listed = latents.dossiers(spec, inputs)
         advance(1, "latents")
         probed = [(found[each.name], probes.tables(each)) for each in asked]
-        content = page.page(results, told, drawn, listed, of_papers, probed)
+        content = page.page(results, told, drawn, listed, of_papers, probed, models)
         advance(1, "page")
     (out / "report.html").write_text(content, encoding="utf-8")
     written = [*drawn, *found.values(), *(entry.figure for entry in of_papers if entry.figure is not None)]

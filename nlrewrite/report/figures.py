@@ -125,7 +125,7 @@ def lengths(rows: list[Row], headline: Row, facts: Facts) -> Figure | None:
     for row in alike:
         stem, _, limit = str(row["explanation"]).rpartition("-")
         if row["explanation"] == headline["explanation"]:
-            points[int(facts.explain["max_quotes"])] = row
+            points[int(facts.explain.get("max_quotes", 0))] = row
         elif stem == headline["explanation"] and limit.isdigit():
             points[int(limit)] = row
     if len(points) < 2:

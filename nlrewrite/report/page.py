@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nlrewrite.report import tables, wording
+from nlrewrite.report.asked import Asked, section
 from nlrewrite.report.facts import Facts
 from nlrewrite.report.figure import Figure
 from nlrewrite.report.latents import Dossier
@@ -28,6 +29,7 @@ SECTIONS = {
     "probes": "How good is good enough",
     "arms": "Every arm",
     "method": "Method",
+    "asked": "What the reader was asked",
     "papers": "The papers' figures",
     "latents": "Latents",
     "provenance": "Provenance",
@@ -47,6 +49,7 @@ def page(
     latents: Sequence[Dossier],
     papers: Sequence[Entry] = (),
     probed: Sequence[Probed] = (),
+    asked: Asked | None = None,
 ) -> str:
     """The whole document."""
     headline = results["headline"]
@@ -62,7 +65,7 @@ def page(
         el("link", rel="icon", href="data:,"),
         verbatim("style", STYLE),
     )
-    absent = {"probes": not probed, "papers": not papers}
+    absent = {"probes": not probed, "papers": not papers, "asked": asked is None}
     links = (el("a", name, href=f"#{key}") for key, name in SECTIONS.items() if not absent.get(key))
     body = el(
         "body",
@@ -83,6 +86,7 @@ def page(
             _probed(probed) if probed else None,
             _arms(results, quoted),
             _method(facts, headline),
+            el("section", el("h2", SECTIONS["asked"]), section(asked), id="asked") if asked else None,
             _papers(papers) if papers else None,
             listing(latents, facts),
         ),

@@ -33,6 +33,7 @@ ARMS: dict[str, tuple[str, str]] = {
 RUNGS: dict[str, tuple[str, str]] = {
     "gate": ("Gate only", "the tokens a latent may be active on, and no sentence"),
     "gated": ("Gate and sentence", "the sentence is read on those tokens alone"),
+    "by-rules": ("The same, read by rules", "a program that reads the rule language without fault"),
 }
 """What else than sentences alone the rewritten arm may read, by the name of its explanation."""
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -288,7 +289,13 @@ def caveats(facts: Facts, headline: Mapping[str, Any], row: Mapping[str, Any]) -
             f"At this site the current token alone says most of what there is to say: its table closes "
             f"{percent(token / oracle)} of what the on/off mask does. A high share of the gap proves little here."
         )
-    if headline.get("simulator") == "rules":
+    if headline.get("simulator") == "reader":
+        wrote = "a language model" if headline["explanation"] == "sentences" else "a program, in one controlled English"
+        said.append(
+            f"Sentences are written by {wrote}, and read by a language model, which sees the sentence and the text, "
+            f"nothing else."
+        )
+    else:
         said.append(
             "Sentences are written and read by a program that knows one controlled English, not by a language model. "
             "The reader sees the sentence and the text, nothing else."
@@ -328,11 +335,18 @@ def method(facts: Facts, site: str) -> list[str]:
         "digits 0 to 9: how active the latent should be there. A calibrator, fitted on the calibrate split, turns "
         "digits into activations. Those activations take the place of the coder's encoder; its decoder and the rest of "
         "the model stay as they are, and the loss on the report split says what was lost.",
-        f"The simulator sees at most {facts.simulate['window']} tokens. A sentence holds at most "
-        f"{facts.explain['max_words']} words and {facts.explain['max_quotes']} quoted tokens. Detection asks in which "
+        f"The simulator sees at most {facts.simulate['window']} tokens. A sentence holds at most {_limits(facts)}. "
+        f"Detection asks in which "
         f"windows a latent is active at all, fuzzing whether a marked token is one of its own; both are F1 scores on "
         f"balanced draws, while MCC, AUPRC, sensitivity and specificity are counted at natural prevalence.",
     ]
+
+
+def _limits(facts: Facts) -> str:
+    spec = facts.explain
+    if "max_quotes" in spec:
+        return f"{spec['max_words']} words and {spec['max_quotes']} quoted tokens"
+    return f"{spec['most_words']} words"
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
