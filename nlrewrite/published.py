@@ -17,8 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field
 UNCHOSEN = "0" * 40
 
 CAPABILITIES: dict[str, str] = {
-    "llm-explainer": "explanations written by an LLM",
-    "llm-simulator": "a simulator that is an LLM",
     "published-coder": "coders loaded from published checkpoints",
     "jumprelu-coder": "JumpReLU coders",
     "relu-coder": "ReLU coders with an L1 penalty",
@@ -56,6 +54,7 @@ class Published(BaseModel):
         default=(32, 256), description="Shortest and longest next-token prompt, drawn uniformly."
     )
     evaluation_tokens: int = Field(default=0, ge=0, description="Tokens of an evaluation that needs no simulator.")
+    hours: dict[str, float] = Field(default={}, description="What simulating took, by device, as its authors say.")
 
     def queries(self, latents: int) -> int:
         """Questions to the simulator: one for each context and latent asked about."""
@@ -109,7 +108,20 @@ BLOG = "Partially rewriting an LLM in natural language (November 2024)"
 CIRCUITS = "Transcoders enable fine-grained interpretable circuit analysis for language models (April 2024)"
 LLAMA_70B, LLAMA_8B = "meta-llama/Llama-3.1-70B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"
 BATCH = 64 * 2049
-REWRITING = ("llm-explainer", "llm-simulator", "published-coder", "prompt-lengths")
+ASKED: dict[str, Any] = {
+    "writer": {
+        "kind": "hub",
+        "model": "hugging-quants/Meta-Llama-3.1-70B-Instruct-AWQ-INT4",
+        "revision": "2123003760781134cfc31124aa6560a45b491fdf",
+        "dtype": "float16",
+        "quantisation": "awq",
+    },
+    "write": {"min_active": 201},
+    "reader": {"kind": "hub", "model": LLAMA_8B, "revision": "0e9e39f249a16976918f6564b8830bc894c89659"},
+    "ask": {"order": "explanation", "flavour": "paper_top10"},
+}
+"""Who wrote and who read: 40 examples of all deciles, the sentence before the context, 32 tokens of it."""
+REWRITING = ("published-coder", "prompt-lengths")
 
 
 def _rewriting(
@@ -124,7 +136,8 @@ def _rewriting(
         "activations": {"examples": 4},
         "explain": {"min_active": 201},
         "lengths": (),
-        "evaluate": {"protocol": protocol},
+        **ASKED,
+        "evaluate": {"protocol": protocol, "positions": ("last",)},
     }
 
 
@@ -160,6 +173,7 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
             explainer_examples=40,
             simulator=LLAMA_8B,
             contexts=10_000,
+            hours={"A40": 4 * 8 * 7 * 24},
         ),
         REWRITING,
     ),
@@ -224,6 +238,7 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
             "activations": {"examples": 4},
             "lengths": (),
             "rungs": False,
+            **ASKED,
             "evaluate": {"positions": ("last",)},
         },
         Published(
@@ -240,7 +255,7 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
             contexts=1_000,
             asked=1_049,
         ),
-        ("llm-explainer", "llm-simulator", "published-coder", "jumprelu-coder"),
+        ("published-coder", "jumprelu-coder"),
     ),
     "gpt2-small-transcoders": (
         "GPT-2 small, a ReLU transcoder on every MLP, all of them replaced; the plan walks layer 8 of the sweep.",

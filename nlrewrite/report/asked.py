@@ -109,7 +109,7 @@ def section(asked: Asked) -> Markup:
     ]
     words = "Questions to the reader"
     caption = [el("strong", words), ". A failed answer is missing, not a value."]
-    return together(*(el("p", each) for each in said), table(caption, columns, body, words))
+    return together([*(el("p", each) for each in said), table(caption, columns, body, words)])
 
 
 def _contexts(each: Question) -> str:
