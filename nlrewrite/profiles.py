@@ -252,7 +252,8 @@ def _asked(spec: RewriteSpec, execution: Execution) -> dict[str, Any]:
     from nlrewrite.language import template
 
     update: dict[str, Any] = {}
-    prompts = {"reader": {"ask": ("prompt",)}, "writer": {"write": ("prompt",), "quiz": ("detection", "fuzzing")}}
+    written, judged = ("prompt", "refining", "reading"), ("detection", "fuzzing", "intruder")
+    prompts = {"reader": {"ask": ("prompt",)}, "writer": {"write": written, "quiz": judged}}
     for who, sections in prompts.items():
         model = getattr(spec, who)
         if isinstance(model, specs.RuleReader):

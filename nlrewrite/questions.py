@@ -121,6 +121,10 @@ class WriteSpec(Spec):
     )
     refine: int = Field(default=0, ge=0, le=10, description="Rounds in which errors are shown and an edit may be kept.")
     prompt: PromptSpec = PromptSpec(name="explain")
+    refining: PromptSpec = Field(default=PromptSpec(name="refine"), description="How an edit is asked for, if refine.")
+    reading: PromptSpec = Field(
+        default=PromptSpec(name="simulate"), description="How the writer reads its own sentences, if refine."
+    )
     most_words: int = Field(default=60, ge=5, le=1000, description="Words of a sentence that are kept, at most.")
     min_active: int = Field(default=20, ge=1, description="Latents active on fewer tokens get no sentence.")
     seed: int = Field(default=0, ge=0, lt=1 << 31)
@@ -137,6 +141,7 @@ class QuizSpec(Spec):
     at_once: int = Field(default=5, ge=1, le=50, description="Examples in one prompt, if a list is asked for.")
     detection: PromptSpec = PromptSpec(name="detection")
     fuzzing: PromptSpec = PromptSpec(name="fuzzing")
+    intruder: PromptSpec = PromptSpec(name="intruder")
     also: tuple[Literal["intruder", "embedding"], ...] = ()
     seed: int = Field(default=0, ge=0, lt=1 << 31)
 

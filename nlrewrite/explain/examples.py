@@ -55,7 +55,7 @@ class Text:
     texts: Sequence[bytes]
 
     @cached_property
-    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the window of text begins and ends that each position is in."""
         starts = np.flatnonzero(np.diff(self.where.window, prepend=-1))
         lengths = np.diff(starts, append=len(self.where))
@@ -63,7 +63,7 @@ class Text:
 
     def spans(self, about: np.ndarray, window: int, before: np.ndarray | int) -> Spans:
         """Up to `window` tokens, `before` of them before each position; shifted where the text begins or ends."""
-        begin, end = self._bounds
+        begin, end = self.bounds
         about = np.asarray(about, dtype=np.int64)
         first = np.maximum(begin[about], np.minimum(about - before, end[about] - window))
         return Spans(about, first, np.minimum(end[about], first + window))
@@ -186,11 +186,18 @@ def silent_spans(
 
 
 def share_active(text: Text, position: np.ndarray, window: int, before: int) -> float:
-    """Share of all stretches, one about each position of the text, that hold one of the activations."""
+    """Share of all stretches, one about each position of the text, that hold one of the activations.
+
+    The stretches that hold one activation are those about a run of positions; the runs rise with the activations.
+    """
     if not len(position):
         return 0.0
-    spans = text.spans(np.arange(len(text.where)), window, before)
-    return float(1 - _silent(position, spans).mean())
+    begin, end = (bound[position] for bound in text.bounds)
+    position = position.astype(np.int64)
+    last = np.where(position >= np.maximum(begin, end - window), end - 1, np.minimum(end - 1, position + before))
+    first = np.where(position - window < begin, begin, position - window + 1 + before)
+    known = np.concatenate([[-1], np.maximum.accumulate(last)[:-1]])
+    return float(np.maximum(last - np.maximum(first, known + 1) + 1, 0).sum() / len(text.where))
 
 
 def shown(text: Text, position: np.ndarray, value: np.ndarray, spans: Spans) -> list[Example]:

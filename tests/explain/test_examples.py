@@ -138,13 +138,15 @@ def test_silent_stretches_are_found_where_there_are_few_and_none_where_there_are
     assert not len(shown.silent_spans(book, everywhere, 5, 8, np.array([3]), generator(0, "x")))
 
 
-def test_the_share_of_active_stretches_is_that_of_a_count() -> None:
+@pytest.mark.parametrize(("window", "before"), [(16, 12), (16, 0), (16, 15), (49, 20), (50, 49), (80, 60)])
+@pytest.mark.parametrize("count", [1, 3, 25, 300])
+def test_the_share_of_active_stretches_is_that_of_a_count(window: int, before: int, count: int) -> None:
     book = text(windows=10)
-    grouped, dense = active(len(book.where), [25])
-    spans = book.spans(np.arange(len(book.where)), 16, 12)
+    grouped, dense = active(len(book.where), [count])
+    spans = book.spans(np.arange(len(book.where)), window, before)
     counted = np.mean([dense[0, a:b].any() for a, b in zip(spans.first, spans.stop, strict=True)])
-    assert shown.share_active(book, grouped.of(0)[0], 16, 12) == pytest.approx(counted)
-    assert shown.share_active(book, np.zeros(0, dtype=np.int64), 16, 12) == 0
+    assert shown.share_active(book, grouped.of(0)[0], window, before) == pytest.approx(counted)
+    assert shown.share_active(book, np.zeros(0, dtype=np.int64), window, before) == 0
 
 
 def test_strengths_are_digits_of_a_strong_activation() -> None:
