@@ -47,7 +47,7 @@ class Anatomy:
     layers: list[Callable[..., Tensor]]
     """The benchmark of host time puts others in their place."""
     norm: nn.Module
-    head: nn.Module
+    head: nn.Linear
     width: int
     key_heads: int
     head_size: int

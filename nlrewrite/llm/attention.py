@@ -150,8 +150,8 @@ def over_prefix(q: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tupl
 
 def merged(out_SHD: Tensor, lse_SH: Tensor, other_SHD: Tensor, other_lse_SH: Tensor) -> Tensor:
     """Attention over the union of two sets of keys, from what each set alone gives."""
-    share_SH = torch.sigmoid(other_lse_SH - lse_SH)
-    return torch.lerp(out_SHD, other_SHD, share_SH.to(out_SHD.dtype)[..., None])
+    share_SH = torch.sigmoid(other_lse_SH - lse_SH)  # float32, and so is the sum: a rounded share would cost accuracy
+    return torch.lerp(out_SHD.float(), other_SHD.float(), share_SH[..., None]).to(out_SHD.dtype)
 
 
 def _repeated(heads_first: Tensor, groups: int) -> Tensor:

@@ -17,7 +17,7 @@ ROWS, ENTRIES = 1024, 1 << 24
 
 
 def scores(
-    hidden_ND: Tensor, head: nn.Module, labels: tuple[int, ...], *, mass: bool, top: bool
+    hidden_ND: Tensor, head: nn.Linear, labels: tuple[int, ...], *, mass: bool, top: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """float32 [N, K] that add up to one over the labels, log of the mass [N], and bool [N, K]."""
     weight_VD: Tensor = head.weight
@@ -31,7 +31,7 @@ def scores(
 
 
 def _block(
-    hidden_ND: Tensor, head: nn.Module, labels: tuple[int, ...], mass: bool, top: bool
+    hidden_ND: Tensor, head: nn.Linear, labels: tuple[int, ...], mass: bool, top: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     weight_VD: Tensor = head.weight
     label_K = torch.tensor(labels, device=hidden_ND.device)
@@ -59,7 +59,7 @@ def _block(
     return logp_NK, logmass_N, logits_NK >= highest_NT[:, -1:]
 
 
-def logits(hidden_ND: Tensor, head: nn.Module) -> Tensor:
+def logits(hidden_ND: Tensor, head: nn.Linear) -> Tensor:
     """float32 [N, V]."""
     weight_VD: Tensor = head.weight
     return head(hidden_ND) if weight_VD.dtype == torch.float32 else hidden_ND.float() @ weight_VD.float().T

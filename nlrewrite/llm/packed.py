@@ -11,7 +11,7 @@ refused, by name.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,14 +65,15 @@ class Packed:
         self.anatomy = anatomy.of(model)
         self.exact_mass = mass
         self.usage = Usage()
-        self._model, self._tokenizer, self._tokens, self._top = model, tokenizer, tokens, top
+        self._model: Any = model
+        self._tokenizer, self._tokens, self._top = tokenizer, tokens, top
         self._ends = decoding.ends(model, tokenizer)
         self._remembered: OrderedDict[bytes, KeyValues] = OrderedDict()
         self._dtype = next(model.parameters()).dtype
         self._device = next(model.parameters()).device
         attention.register()
-        self._attention_before = model.config._attn_implementation
-        model.config._attn_implementation = attention.NAME
+        self._attention_before = self._model.config._attn_implementation
+        self._model.config._attn_implementation = attention.NAME
 
     def about(self) -> dict[str, object]:
         import transformers
@@ -172,7 +173,7 @@ class Packed:
 
     def _passed(
         self, block: PrefixBlock, asked: np.ndarray, prefix: KeyValues, screen: Screen | None, outcome_N: np.ndarray
-    ) -> "list[Row] | Any":
+    ) -> Iterable[Row]:
         layers = len(self.anatomy.layers)
         rows = (self._row(block, asked[chosen]) for chosen in packing.chunks(block.lengths[asked], self._tokens))
         if screen is None:
@@ -210,7 +211,7 @@ class Packed:
         result[asked] = kept.cpu().numpy()
         return result
 
-    def _repacked(self, rows: list[Row], kept: np.ndarray) -> "list[Row]":
+    def _repacked(self, rows: list[Row], kept: np.ndarray) -> list[Row]:
         """Rows of the kept suffixes alone, as full as before."""
         taken: list[tuple[np.ndarray, np.ndarray, Tensor]] = []
         for row in rows:

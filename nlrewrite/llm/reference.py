@@ -26,7 +26,8 @@ class Reference:
     def __init__(self, model: nn.Module, tokenizer: Any, *, top: bool = False) -> None:
         anatomy.refuse_training(model)
         self.usage = Usage()
-        self._model, self._tokenizer, self._top = model, tokenizer, top
+        self._model: Any = model
+        self._tokenizer, self._top = tokenizer, top
         self._longest = anatomy.longest(model)
         self._ends = decoding.ends(model, tokenizer)
 
