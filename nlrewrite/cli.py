@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nlrewrite.artifacts import Artifact, Store
     from nlrewrite.execution import Execution
     from nlrewrite.profiles import Overrides
+    from nlrewrite.spending import Spent
     from nlrewrite.terminal import Output
 
 EXAMPLES = """examples:
@@ -27,10 +28,11 @@ EXAMPLES = """examples:
   nlrewrite show coder/1f2e                         what an artifact is made of; a few digits are enough
   nlrewrite report --open                           the last report in the browser
 """
-ENGINES = "what runs a language model that is asked: packed, reference, vllm or server (NLREWRITE_ENGINE)"
+ENGINES = "what runs a language model that is asked: auto, packed, reference, vllm or server (NLREWRITE_ENGINE)"
 PROFILES = (
-    "tiny (default), tiny-no-skip, tiny-sae, tiny-reader, smoke, smoke-reader; published settings to plan "
-    "with: pythia-160m-transcoder, pythia-160m-transcoder-p1, pythia-160m-sae, smollm2-135m-transcoder, gemma-2-9b-sae, gpt2-small-transcoders"
+    "tiny (default), tiny-no-skip, tiny-sae, tiny-reader, smoke, smoke-reader; published settings to plan with: "
+    "pythia-160m-transcoder, pythia-160m-transcoder-p1, pythia-160m-sae, smollm2-135m-transcoder, gemma-2-9b-sae, "
+    "gpt2-small-transcoders"
 )
 
 
@@ -70,6 +72,10 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument("--local", action="store_true", help="in this process, without Prefect")
     plan = command("plan", _plan, [everywhere, settings], "say what a run would build, why, and how much work it is")
     for each in (run, study, plan):
+        text = "most that questions to a language model may take: '2M queries', '5e9 tokens', '40 gpu-hours', '$200'"
+        each.add_argument("--budget", metavar="AMOUNT", help=text)
+        text = "prompt=, cached= and new= for a million tokens, or DEVICE= for an hour, as A100=1.5; can be repeated"
+        each.add_argument("--price", action="append", default=[], metavar="NAME=VALUE", help=text)
         text = "rebuild this step (label or kind), and what is made from it; can be repeated"
         each.add_argument("--refresh", action="append", default=[], metavar="STEP", help=text)
     command("status", _status, [everywhere, settings], "show the artifacts of a profile, their age and their size")
@@ -98,7 +104,7 @@ def _everywhere() -> argparse.ArgumentParser:
         "--text-folder", metavar="FOLDER", help="folder of text files, with --set text.source.kind=folder"
     )
     group.add_argument("--subject-folder", metavar="FOLDER", help="local model folder, with --set subject.kind=folder")
-    group.add_argument("--engine", default=at("NLREWRITE_ENGINE", "packed"), help=ENGINES)
+    group.add_argument("--engine", default=at("NLREWRITE_ENGINE", "auto"), help=ENGINES)
     group.add_argument(
         "--endpoint",
         default=at("NLREWRITE_ENDPOINT"),
@@ -133,7 +139,8 @@ def _settings() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, output: "Output") -> int:
     from nlrewrite import pipeline, profiles, terminal
 
-    overrides, execution = _overrides(options), _execution(options)
+    execution = _execution(options)
+    overrides, _ = _spent(options, execution)
     spec = profiles.settled(options.profile, overrides)
     profiles.require_runnable(options.profile, spec)
     pipeline.check_refresh(options.refresh, pipeline.labels(spec))
@@ -186,14 +193,18 @@ def _hand_over_to_flow(
 
 def _plan(options: argparse.Namespace, output: "Output") -> int:
     from nlrewrite import planning, profiles, terminal
+    from nlrewrite.llm.rates import Prices
 
     execution = _execution(options)
-    spec = profiles.resolve(options.profile, _overrides(options), execution)
-    plan = planning.plan(options.profile, spec, options.refresh, execution)
+    overrides, spent = _spent(options, execution)
+    spec = profiles.resolve(options.profile, overrides, execution)
+    plan = planning.plan(options.profile, spec, options.refresh, execution, Prices.parse(options.price))
     if output.json:
-        _print_json(plan.printable())
+        _print_json(plan.printable() | ({} if spent is None else {"spent": spent.printable()}))
     else:
         print(terminal.plan_text(plan))
+        if spent is not None:
+            print(f"\n{terminal.spent_text(spent)}")
         if plan.needs:
             print(f"not here yet: {'; '.join(profiles.CAPABILITIES[need] for need in plan.needs)}")
     return 0
@@ -333,6 +344,18 @@ def _overrides(options: argparse.Namespace) -> "Overrides":
     if named is None:
         return overrides
     return probing(overrides, PROBES if named == "all" else [name.strip() for name in named.split(",")])
+
+
+def _spent(options: argparse.Namespace, execution: "Execution") -> "tuple[Overrides, Spent | None]":
+    """The overrides, with the settings that a budget decides where one is given."""
+    overrides = _overrides(options)
+    if options.budget is None:
+        return overrides, None
+    from nlrewrite.llm.rates import Prices
+    from nlrewrite.spending import spend
+
+    spent = spend(options.profile, overrides, execution, options.budget, Prices.parse(options.price))
+    return spent.overrides, spent
 
 
 def _config(path: str) -> dict[str, Any]:

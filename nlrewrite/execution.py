@@ -31,8 +31,10 @@ class Execution(BaseModel):
     subject_folder: str | None = Field(default=None, description="Local model folder, when subject.kind is folder.")
     reader_folder: str | None = Field(default=None, description="Local model folder, when reader.kind is folder.")
     template_folder: str | None = Field(default=None, description="Folder of prompt templates of your own.")
-    engine: Literal["packed", "reference", "vllm", "server"] = Field(
-        default="packed", description="What runs the language model that is asked."
+    engine: Literal["auto", "packed", "reference", "vllm", "server"] = Field(
+        default="auto",
+        description="What runs the language model that is asked; auto: a served model by server, else packed for "
+        "digits, and for text vllm where it is installed beside a GPU.",
     )
     engine_tokens: int = Field(
         default=2048, ge=16, le=1 << 22, description="Tokens that an engine takes through the model at a time."

@@ -5,7 +5,9 @@ the execution names, and the tokenizer that cuts its prompts. Invariant: which e
 and every engine is handed the same token ids.
 """
 
+import importlib.util
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,55 +22,88 @@ if TYPE_CHECKING:
 REFERENCE = "reader.json"
 
 
-def opened(
-    folder: Folder, execution: Execution, *, mass: bool = True, top: bool = False
-) -> "tuple[Engine, PreTrainedTokenizerFast]":
-    """The engine and its tokenizer; whoever opens it closes it."""
-    about: dict[str, Any] = json.loads(folder.path(REFERENCE).read_text(encoding="utf-8"))
-    if (about["kind"] == "served") != (execution.engine == "server") and about["kind"] == "served":
-        raise SettingError(
-            f"a served reader is asked through its server: engine={execution.engine}. Use --engine server"
-        )
-    return _engine(folder, about, execution, mass, top)
+@dataclass(frozen=True)
+class Wanted:
+    """What an engine is opened for."""
+
+    labels: tuple[int, ...] = ()
+    """Of digits; none where text is wanted."""
+    mass: bool = True
+    top: bool = False
 
 
-def _engine(
-    folder: Folder, about: dict[str, Any], execution: Execution, mass: bool, top: bool
-) -> "tuple[Engine, PreTrainedTokenizerFast]":
+def tokenizer(folder: Folder) -> "PreTrainedTokenizerFast":
+    """What cuts the prompts of a reader."""
     from nlrewrite.llm import loading
 
-    tokenizer = loading.tokenizer(folder.root())
-    if execution.engine == "server":
-        from nlrewrite.llm.server import Server
+    return loading.tokenizer(folder.root())
 
-        if execution.endpoint is None:
-            raise SettingError("engine=server asks an endpoint, and none is given. Name one with --endpoint")
-        server = Server(
-            execution.endpoint,
-            about.get("model") or "reader",
-            tokenizer,
-            concurrency=execution.concurrency,
-            timeout=execution.request_timeout,
-            tries=execution.request_tries,
-            mass=mass,
-        )
-        return server, tokenizer
+
+def opened(folder: Folder, execution: Execution, wanted: Wanted = Wanted()) -> "tuple[Engine, PreTrainedTokenizerFast]":  # noqa: B008 (frozen)
+    """The engine and its tokenizer; whoever opens it closes it."""
+    about: dict[str, Any] = json.loads(folder.path(REFERENCE).read_text(encoding="utf-8"))
+    name = execution.engine if execution.engine != "auto" else _best(about, execution, wanted)
+    if about["kind"] == "served" and name != "server":
+        raise SettingError(f"a served reader is asked through its server: engine={name}. Use --engine server")
+    cuts = tokenizer(folder)
+    if name == "server":
+        return _server(about, execution, cuts, wanted), cuts
     root = weights(folder, about, execution)
-    if execution.engine == "vllm":
+    if name == "vllm":
         from nlrewrite.llm.vllm import Vllm
 
-        return Vllm(root, mode="generate" if mass else "pooling"), tokenizer
-    dtype = "float32" if execution.engine == "reference" else about.get("dtype", "float32")
-    attention = "sdpa"
-    if execution.engine == "reference":
+        mode = "generate" if wanted.mass or not wanted.labels else "pooling"
+        dtype, quantisation = about.get("dtype", "float32"), about.get("quantisation", "")
+        made = Vllm(
+            root,
+            mode=mode,
+            labels=wanted.labels,
+            dtype=dtype,
+            quantisation=quantisation,
+            device=execution.device,
+        )
+        return made, cuts
+    from nlrewrite.llm import loading
+
+    if about.get("quantisation"):
+        raise SettingError(
+            f"quantised weights are run by vLLM: quantisation={about['quantisation']}. Use --engine vllm"
+        )
+    dtype = "float32" if name == "reference" else about.get("dtype", "float32")
+    model, _ = loading.load(root, execution, dtype, attention="sdpa")
+    if name == "reference":
         from nlrewrite.llm.reference import Reference
 
-        model, _ = loading.load(root, execution, dtype, attention=attention)
-        return Reference(model, tokenizer), tokenizer
+        return Reference(model, cuts), cuts
     from nlrewrite.llm.packed import Packed
 
-    model, _ = loading.load(root, execution, dtype, attention=attention)
-    return Packed(model, tokenizer, tokens=execution.engine_tokens, mass=mass, top=top), tokenizer
+    return Packed(model, cuts, tokens=execution.engine_tokens, mass=wanted.mass, top=wanted.top), cuts
+
+
+def _best(about: dict[str, Any], execution: Execution, wanted: Wanted) -> str:
+    if about["kind"] == "served":
+        return "server"
+    if about.get("quantisation"):
+        return "vllm"
+    if not wanted.labels and execution.device != "cpu" and importlib.util.find_spec("vllm") is not None:
+        return "vllm"
+    return "packed"
+
+
+def _server(about: dict[str, Any], execution: Execution, cuts: "PreTrainedTokenizerFast", wanted: Wanted) -> Engine:
+    from nlrewrite.llm.server import Server
+
+    if execution.endpoint is None:
+        raise SettingError("engine=server asks an endpoint, and none is given. Name one with --endpoint")
+    return Server(
+        execution.endpoint,
+        about.get("model") or "reader",
+        cuts,
+        concurrency=execution.concurrency,
+        timeout=execution.request_timeout,
+        tries=execution.request_tries,
+        mass=wanted.mass,
+    )
 
 
 def weights(folder: Folder, about: dict[str, Any], execution: Execution) -> Path:

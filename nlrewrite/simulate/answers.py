@@ -44,7 +44,7 @@ CONTEXTS = "contexts.safetensors"
 def build(spec: AskSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
     from nlrewrite.language.prompts import prompts
     from nlrewrite.language.template import template
-    from nlrewrite.llm.opening import opened
+    from nlrewrite.llm.opening import Wanted, opened, tokenizer
 
     sentences = read_sentences(inputs["explanations"])
     source = shuffled(sentences, spec.seed) if spec.shuffle else np.arange(len(sentences))
@@ -57,9 +57,11 @@ def build(spec: AskSpec, inputs: dict[str, Folder], out: Path, running: "Running
         asked_about, context_LS = asked_about[1:], context_LS - 1  # NOTHING is the smallest
     if closed_LS is not None:
         context_LS = np.where(closed_LS, NOTHING, context_LS)
-    engine, tokenizer = opened(inputs["reader"], running.execution, mass=spec.mass, top=spec.flavour == "paper_top10")
+    cuts = tokenizer(inputs["reader"])
+    compiled = prompts(template(spec.prompt), cuts, spec.order, scored=spec.with_score, name=spec.prompt.name)
+    wanted = Wanted(compiled.labels, spec.mass, top=spec.flavour == "paper_top10")
+    engine, _ = opened(inputs["reader"], running.execution, wanted)
     try:
-        compiled = prompts(template(spec.prompt), tokenizer, spec.order, scored=spec.with_score, name=spec.prompt.name)
         texts = token_texts(inputs["subject"].root())
         contexts = (last_tokens(where, texts, position, spec.window) for position in asked_about.tolist())
         shown = [compiled.shown(tokens, (len(tokens) - 1,)) for tokens in contexts]
