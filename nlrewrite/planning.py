@@ -1,22 +1,33 @@
 """Planning: what a run would do with every step, why, and how much work that is. Builds nothing, reads no numbers.
 
-In: the spec of a rewriting, a store, the steps to refresh. Out: a `Plan`: a row per step, and counts of queries to the
-simulator and of tokens. Invariant: a run that follows at once builds exactly the rows that are no hits.
+In: the spec of a rewriting, a store, the steps to refresh, prices. Out: a `Plan`: a row per step, counts of queries to
+the simulator and of tokens, and what questions to a language model cost. Invariant: a run that follows at once builds
+exactly the rows that are no hits.
 """
 
 import json
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nlrewrite import steps
+from nlrewrite import costs, steps
 from nlrewrite.artifacts import Artifact, Finding, Store
 from nlrewrite.composition import rewrite
+from nlrewrite.costs import Cost, Questions
 from nlrewrite.execution import Execution
+from nlrewrite.llm import rates
+from nlrewrite.llm.rates import Prices
 from nlrewrite.pipeline import REFRESH, check_refresh, decide, drifted, labels
 from nlrewrite.profiles import chosen
-from nlrewrite.specs import RewriteSpec, SimulateSpec, Spec, TinySubject
+from nlrewrite.published import Published
+from nlrewrite.questions import Order
+from nlrewrite.specs import AskSpec, RewriteSpec, RuleReader, SimulateSpec, Spec, Split, TinySubject
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
 
 PlanState = Literal["hit", "missing", "stale", "damaged", "downstream", "refresh"]
 
@@ -47,6 +58,10 @@ class Plan(BaseModel):
     tokens: dict[str, int] = Field(description="Tokens that each kind of work reads.")
     at_most: bool = Field(description="The counts are upper bounds, for the tokens are not there to be counted.")
     needs: tuple[str, ...] = Field(description="Capabilities that a run takes and this version does not have.")
+    costs: tuple[Cost, ...] = Field(
+        default=(), description="What asking a language model takes, by engine; empty where none is asked."
+    )
+    assumed: str = Field(default="", description="What the computed costs take for granted.")
 
     def printable(self) -> dict[str, Any]:
         """The plan as JSON, with artifacts by name."""
@@ -110,12 +125,18 @@ class Planner:
         return [f"nearest {artifact.kind}/{near.manifest.artifact.digest[:4]} differs in {shown}"]
 
 
-def plan(profile: str, spec: RewriteSpec, refresh: Collection[str], execution: Execution) -> Plan:
+ORDERS: tuple[Order, ...] = ("context", "explanation")
+NO_HOURS: dict[str, Any] = {"hours": {}}
+TO_BUILD: tuple[PlanState, ...] = ("missing", "stale", "damaged", "downstream", "refresh")
+
+
+def plan(
+    profile: str, spec: RewriteSpec, refresh: Collection[str], execution: Execution, prices: Prices | None = None
+) -> Plan:
     """What a run would do with every step of `spec`, in order, and what it would cost."""
-    store = Store(execution.store, execution.scratch)
-    planner = Planner(store, check_refresh(refresh, labels(spec)))
-    rewrite(spec, planner)
-    start = chosen(profile)
+    planner = planned(spec, refresh, execution)
+    store, start = planner.store, chosen(profile)
+    asking = Asking(spec, execution, planner, start.published)
     published = start.published
     if published is not None:
         reads = {
@@ -127,8 +148,8 @@ def plan(profile: str, spec: RewriteSpec, refresh: Collection[str], execution: E
         at_most = False
     else:
         positions, at_most = _positions(spec, store, planner)
-        total = _queries(spec, planner, positions, ("hit", "missing", "stale", "damaged", "downstream", "refresh"))
-        left = _queries(spec, planner, positions, ("missing", "stale", "damaged", "downstream", "refresh"))
+        total = _queries(spec, planner, positions, ("hit", *TO_BUILD))
+        left = _queries(spec, planner, positions, TO_BUILD)
         reads = {"train the coder": spec.coder.steps * spec.coder.batch, **positions}
         if isinstance(spec.subject, TinySubject):
             reads = {"train the subject": spec.subject.steps * spec.subject.batch * spec.subject.context, **reads}
@@ -140,7 +161,16 @@ def plan(profile: str, spec: RewriteSpec, refresh: Collection[str], execution: E
         tokens={name: count for name, count in reads.items() if count},
         at_most=at_most,
         needs=start.needs,
+        costs=asking.costs(prices or Prices()),
+        assumed=asking.assumed,
     )
+
+
+def planned(spec: RewriteSpec, refresh: Collection[str], execution: Execution) -> Planner:
+    """A planner that has gone through every step of `spec`."""
+    planner = Planner(Store(execution.store, execution.scratch), check_refresh(refresh, labels(spec)))
+    rewrite(spec, planner)
+    return planner
 
 
 def _positions(spec: RewriteSpec, store: Store, planner: Planner) -> tuple[dict[str, int], bool]:
@@ -162,3 +192,133 @@ def _queries(
     if any(split not in positions for split in splits):
         return None
     return sum(positions[split] for split in splits) * spec.coder.width
+
+
+# -- questions to a language model -------------------------------------------------------------------------------------
+
+
+class Asking:
+    """What a language model would be asked, and what is known of that before it is."""
+
+    def __init__(
+        self, spec: RewriteSpec, execution: Execution, planner: Planner, published: Published | None = None
+    ) -> None:
+        self.spec, self._planner = spec, planner
+        self.by_model = not isinstance(spec.reader, RuleReader)
+        self.published = published if published is not None and published.contexts else None
+        if self.published is not None and not self.by_model:
+            self.model, self.name = rates.KNOWN.get(self.published.simulator), self.published.simulator
+        else:
+            vocabulary = spec.subject.vocabulary if isinstance(spec.subject, TinySubject) else 50_000
+            self.model = rates.shape(spec.reader, execution.reader_folder, vocabulary)
+            self.name = rates.named(spec.reader)
+        self.asks = self.by_model or self.published is not None
+        self.measured = tuple(each for each in rates.read(planner.store) if each.model == self.name)
+        self.lengths = costs.lengths(spec.ask.prompt, spec.ask.window, self.words)
+
+    @cached_property
+    def sentences(self) -> "tuple[int, float] | None":
+        """Latents with a sentence, and its mean number of words; none before they are written."""
+        found = self.table("explanations", "explanations.parquet")
+        if found is None:
+            return None
+        words = found["sentence"].str.split().str.len()
+        return int((words > 0).sum()), float(words[words > 0].mean()) if (words > 0).any() else 0.0
+
+    @property
+    def words(self) -> float | None:
+        return None if self.sentences is None else self.sentences[1]
+
+    @property
+    def latents(self) -> int:
+        """That are asked about; at most, before there are sentences."""
+        return self.spec.coder.width if self.sentences is None else self.sentences[0]
+
+    @cached_property
+    def passed(self) -> tuple[float, float] | None:
+        """Share of the positions that gates let through, and of the activations; none before there are gates."""
+        found = self.table("gates", "gates.parquet")
+        if found is None:
+            return None
+        there = found["tokens"].to_numpy() > 0
+        passed, kept = (found[name].to_numpy()[there] for name in ("passed", "kept"))
+        return (float(passed.mean()), float(kept.mean())) if there.any() else None
+
+    def windows(self, split: Split) -> int | None:
+        """Prompts of a split; at most, before the text is cut."""
+        row = self.row("tokens")
+        if row is not None and row.state == "hit":
+            counts = json.loads(self._planner.store.folder(row.artifact).path("tokens.json").read_bytes())
+            return counts["splits"][split]["windows"]
+        bound = self.spec.tokens.limits.get(split)
+        return self.published.contexts if bound is None and self.published is not None else bound
+
+    @property
+    def questions(self) -> list[Questions] | None:
+        """Of every step that a run would ask in; none where their number cannot be known."""
+        specs = [self._planner.specs[row.step] for row in self._planner.rows if row.state in TO_BUILD]
+        found = [self.of(each) for each in specs if isinstance(each, AskSpec)]
+        return None if None in found else [each for each in found if each is not None]
+
+    def of(self, asked: AskSpec) -> Questions | None:
+        contexts = self.windows(asked.split)
+        if asked.contexts == "cases":
+            row = self.row("tokens")
+            if contexts is not None and row is not None and row.state == "hit":
+                contexts *= self.spec.tokens.window
+            each = float(asked.active + asked.inactive)
+            contexts = contexts or round(each * self.latents)
+        elif contexts is None:
+            return None
+        else:
+            each = float(contexts)
+        if asked.gate and self.passed is not None:
+            each = (
+                asked.active + self.passed[0] * asked.inactive if asked.contexts == "cases" else each * self.passed[0]
+            )
+        return Questions(each * self.latents, self.latents, contexts)
+
+    def costs(self, prices: Prices) -> tuple[Cost, ...]:
+        """Of the published protocol, either way round, and of what a run would ask."""
+        found: tuple[Cost, ...] = ()
+        if self.published is not None:
+            latents, contexts = self.spec.coder.width, self.published.contexts
+            asked = [Questions(self.published.queries(latents), latents, contexts)]
+            quoted = self.published if latents == self.published.latents else self.published.model_copy(update=NO_HOURS)
+            found += costs.rows(asked, self.model, self.lengths, ORDERS, prices, self.measured, quoted)
+        if self.by_model and self.questions is not None:
+            order = (self.spec.ask.order,)
+            found += costs.rows(self.questions, self.model, self.lengths, order, prices, self.measured)
+        return found
+
+    @property
+    def assumed(self) -> str:
+        if not self.asks:
+            return "none, the rules cost nothing"
+        if self.by_model and self.questions is None:
+            return "known once the tokens step is built"
+        if self.published is None and not sum(each.count for each in self.questions or ()):
+            return "all are answered"
+        return costs.assumptions(self.model, self.lengths, self.sentences is None)
+
+    def row(self, label: str) -> PlanRow | None:
+        return next((row for row in self._planner.rows if row.step == label), None)
+
+    @property
+    def decoder(self) -> "np.ndarray | None":
+        """Squared norms of the decoder's directions [L]; none before there is a coder."""
+        row = self.row("coder")
+        if row is None or row.state != "hit":
+            return None
+        from nlrewrite.coders import topk
+
+        return topk.read(self._planner.store.folder(row.artifact)).dec_LE.square().sum(1).numpy()
+
+    def table(self, label: str, name: str) -> "pd.DataFrame | None":
+        """A table of a step that is built."""
+        row = self.row(label)
+        if row is None or row.state != "hit":
+            return None
+        import pandas as pd
+
+        return pd.read_parquet(self._planner.store.folder(row.artifact).path(name))

@@ -19,8 +19,10 @@ from nlrewrite.errors import NotYet, SettingError, StoreError, Unreachable
 from nlrewrite.progress import Advance, Progress
 
 if TYPE_CHECKING:
+    from nlrewrite.costs import Cost
     from nlrewrite.pipeline import Outcome, StepRow
     from nlrewrite.planning import Plan
+    from nlrewrite.spending import Spent
 
 LINE_SECONDS = 10.0
 
@@ -260,6 +262,68 @@ def plan_text(plan: "Plan") -> str:
         f"{to_build} of {len(plan.rows)} steps to build",
         queries,
         f"tokens: {tokens}",
+        *(["", costs_table(plan.costs)] if plan.costs else []),
+        *([f"questions to a language model: {plan.assumed}"] if plan.assumed else []),
+    ]
+    return "\n".join(lines)
+
+
+def costs_table(costs: Sequence["Cost"]) -> str:
+    """What asking a language model takes, engine by engine; money only where a price was given."""
+    devices = list(dict.fromkeys(device for cost in costs for device in cost.hours))
+    priced = any(cost.money is not None for cost in costs)
+    columns = ("asked", "engine", "way", "questions", "tokens", *(f"{device} hours" for device in devices))
+    rows = [
+        (
+            cost.what,
+            cost.engine,
+            cost.way,
+            f"{cost.queries:,}",
+            "" if cost.tokens is None else amount(cost.tokens),
+            *("" if device not in cost.hours else amount(cost.hours[device]) for device in devices),
+            *(("" if cost.money is None else f"{cost.money:,.2f}",) if priced else ()),
+            cost.basis,
+        )
+        for cost in costs
+    ]
+    numbers = columns[3:]
+    return table((*columns, *(("money",) if priced else ()), "basis"), rows, right=(*numbers, "money"))
+
+
+def amount(value: float) -> str:
+    """A number for people: three digits, or with a unit where it is large."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    if 0 < value < 0.01:
+        return "< 0.01"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def spent_text(spent: "Spent") -> str:
+    """What a budget buys: the best ways to use it, and what they take for granted."""
+    rows = [
+        (
+            f"{each.active} + {each.inactive}",
+            f"{each.latents.count:,}",
+            "yes" if each.gate else "no",
+            f"{each.prompts:,}",
+            f"{each.queries:,}",
+            f"± {each.half_width:.3f}",
+            f"{each.detectable:.3f}",
+            f"{each.calibration_loss:.3f}",
+            f"{each.latents_loss + each.gate_loss + each.screening_loss:.3f}",
+            f"{each.error:.3f}",
+        )
+        for each in spent.offers[:6]
+    ]
+    numbers = ("latents", "prompts", "questions", "interval", "found at 80%", "lost to calibration", "lost to the rest")
+    columns = ("cases of a latent", "latents", "gate", *numbers[1:], "error")
+    lines = [
+        f"for {spent.budget.words}, the best first:",
+        table(columns, rows, right=(*numbers, "error")),
+        *(f"assumed: {each}" for each in spent.terms.assumed),
+        f"taken: {' '.join(f'--set {each}' for each in spent.offer.settings)}",
     ]
     return "\n".join(lines)
 

@@ -205,9 +205,10 @@ class Layout:
         kept = self.start if levels == 3 else 0.0
         return own + shape.flop(self.prefix - kept, kept, answers=0) / max(shared_by, 1.0)
 
-    def tokens(self, shared_by: float | None = None) -> float:
+    def tokens(self, shared_by: float | None = None, levels: int = 2) -> float:
         """Tokens that one question takes through the model."""
-        return self.new + self.decoded + (self.prefix / max(shared_by, 1.0) if shared_by else 0.0)
+        kept = self.start if levels == 3 else 0.0
+        return self.new + self.decoded + ((self.prefix - kept) / max(shared_by, 1.0) if shared_by else 0.0)
 
 
 def packed(lengths: Lengths, order: "Order") -> Layout:
