@@ -1,5 +1,6 @@
 """Small tokenizers of the families that matter, made on the spot."""
 
+import json
 from functools import cache
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -24,7 +25,8 @@ LLAMA_CHAT = (
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 NO_SYSTEM = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     "<turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end>\n{% endfor %}"
     "{% if add_generation_prompt %}<turn>model\n{% endif %}"
 )
@@ -81,8 +83,11 @@ def sentence_piece(vocabulary: int = 400) -> PreTrainedTokenizerFast:
     made.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    _train(made, vocabulary + 256, ["<unk>", "<s>", "</s>", "<turn>", "<end>", *bytes_], alphabet=False)
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    _train(made, vocabulary + 256, ["<unk>", "<s>", "</s>", "<turn>", "<end>", *fallback], alphabet=False)
+    described = json.loads(made.to_str())
+    described["added_tokens"] = [each for each in described["added_tokens"] if each["content"] not in fallback]
+    made = Tokenizer.from_str(json.dumps(described))
     made.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", made.token_to_id("<s>"))])
     wrapped = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     wrapped.chat_template = NO_SYSTEM
