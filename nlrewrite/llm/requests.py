@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -65,8 +65,8 @@ class Unaffordable:
 class _Reply:
     status: int
     wait: float | None
-    location: str
-    data: bytes
+    location: str = field(repr=False)
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)

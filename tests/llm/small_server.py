@@ -75,7 +75,7 @@ class Seen:
         return prompt if isinstance(prompt, list) and isinstance(prompt[0], list | str) else [prompt]
 
 
-@dataclass
+@dataclass(repr=False)
 class Small:
     """The server, as tests see it."""
 
@@ -234,6 +234,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._raw(502, b"<html><h1>Bad gateway</h1>" * 100)
             case "echo":
                 self._raw(400, json.dumps({"error": dict(self.headers)}).encode(), {"X-Echo": str(self.headers)})
+            case "echo-401":
+                self._raw(401, str(self.headers).encode(), {"X-Echo": str(self.headers)})
+            case "elsewhere-with-key":
+                self._raw(302, b"", {"Location": f"http://elsewhere/?key={self.headers['Authorization'][7:]}"})
             case "elsewhere":
                 self._raw(307, b"", {"Location": "http://127.0.0.1:9/v1/completions"})
             case "date":
@@ -376,5 +380,6 @@ class _Words:
 
 if __name__ == "__main__":
     process = Small(_Words(), cheap, Habits(slow=float(sys.argv[2]))).start(int(sys.argv[1]))
-    print(process.endpoint, flush=True)
+    sys.stdout.write(f"{process.endpoint}\n")
+    sys.stdout.flush()
     threading.Event().wait()

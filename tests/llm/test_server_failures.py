@@ -332,7 +332,7 @@ def free_port() -> int:
 
 def test_a_server_that_was_never_there_is_said_so() -> None:
     server = engine(f"http://127.0.0.1:{free_port()}", tries=2)
-    with pytest.raises(Unreachable, match="does not answer.*Start the server, or correct --endpoint"):
+    with pytest.raises(Unreachable, match=r"does not answer.*Start the server, or correct --endpoint"):
         server.digits(questions(2))
     server.close()
 
