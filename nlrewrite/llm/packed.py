@@ -40,8 +40,9 @@ class Screen:
     layer: int
     """Layers that all suffixes pass; at least 1, and fewer than the model has."""
     keep: Callable[[Tensor], Tensor]
-    """From the hidden states at the ends of all suffixes, float32 [N, width] in the block's order, to those that go on:
-    a bool [N], or their indices. It is asked once for a block, whose hidden states are all held until it answers."""
+    """From the hidden states at the ends of all suffixes, float32 [N, width] in the block's order (without those that
+    are refused), to those that go on: a bool [N], or their indices. It is asked once for a block, whose hidden states
+    are all held until it answers."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ class Packed:
         self._dtype = next(model.parameters()).dtype
         self._device = next(model.parameters()).device
         attention.register()
-        self._attention_before = self._model.config._attn_implementation
-        self._model.config._attn_implementation = attention.NAME
+        self._attend()
 
     def about(self) -> dict[str, object]:
         import transformers
@@ -90,6 +90,7 @@ class Packed:
     @torch.inference_mode()
     def digits(self, block: PrefixBlock, screen: Screen | None = None) -> Scores:
         started = time.perf_counter()
+        self._attend()
         outcome_N = np.full(len(block), Outcome.OK, dtype=np.int8)
         length_N = len(block.prefix) + block.lengths
         if self.anatomy.longest is not None:
@@ -112,6 +113,7 @@ class Packed:
     @torch.inference_mode()
     def complete(self, prompts: Sequence[np.ndarray], sampling: Sampling) -> list[Completion]:
         started = time.perf_counter()
+        self._attend()
         given = [np.asarray(prompt, dtype=np.int32) for prompt in prompts]
         result = [decoding.refused(prompt, self.anatomy.longest) for prompt in given]
         asked = np.flatnonzero([each is None for each in result])
@@ -130,9 +132,12 @@ class Packed:
         return answered
 
     def close(self) -> None:
-        """Forget the prefixes; the model attends as it did before."""
+        """Forget the prefixes."""
         self._remembered.clear()
-        self._model.config._attn_implementation = self._attention_before
+
+    def _attend(self) -> None:
+        """Have the layers call `attention.attend`, for good: another engine may be using the model too."""
+        self._model.config._attn_implementation = attention.NAME
 
     # -- the prefix ---------------------------------------------------------------------------------------------------
 

@@ -173,7 +173,17 @@ def test_a_model_attends_as_before_where_it_is_not_asked_through_the_engine(refe
     padded = model(ids, attention_mask=torch.tensor([[1] * 10 + [0] * 2])).logits[:, :10]
     torch.testing.assert_close(padded, before[:, :10], atol=1e-5, rtol=0)
     engine.close()
-    assert model.config._attn_implementation == "sdpa"
+
+
+def test_two_engines_may_use_one_model(reference):
+    model = making.fresh()
+    first, second, block = Packed(model, TOKENIZER), Packed(model, TOKENIZER, mass=False), making.block(20, RAGGED)
+    expected = reference.digits(block)
+    agree(first.digits(block), expected)
+    first.close()
+    agree(second.digits(block), expected)
+    model.set_attn_implementation("eager")
+    agree(first.digits(block), expected)
 
 
 # -- leaving suffixes out ---------------------------------------------------------------------------------------------
