@@ -260,6 +260,12 @@ class Asking:
         found = [self.of(each) for each in specs if isinstance(each, AskSpec)]
         return None if None in found else [each for each in found if each is not None]
 
+    @property
+    def arms(self) -> int:
+        """How many times the report split is asked about: the sentences, the same shuffled, other lengths."""
+        specs = (self._planner.specs[row.step] for row in self._planner.rows)
+        return max(sum(isinstance(each, AskSpec) and each.split == "report" for each in specs), 1)
+
     def of(self, asked: AskSpec) -> Questions | None:
         contexts = self.windows(asked.split)
         if asked.contexts == "cases":

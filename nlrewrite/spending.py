@@ -135,6 +135,7 @@ def terms(spec: RewriteSpec, asking: Asking, results: dict[str, Any] | None) -> 
         spread=spread,
         gap=gap,
         loss=loss or budget.LOSS,
+        arms=asking.arms,
         assumed=tuple(assumed),
     )
 

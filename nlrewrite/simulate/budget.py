@@ -35,11 +35,11 @@ SPREAD, GAP = 1.55, 0.35
 """Where no results are: the gap closed varies so much over prompts' last positions (profile tiny: half a width of .087
 with 1,210), and so much of it a simulator of AUC .95 closes. Assumptions for any other subject."""
 ARMS = 2
-"""The sentences, and the same sentences shuffled, which are asked as often."""
+"""The sentences, and the same sentences shuffled, which are asked as often; more where other lengths are measured."""
 
 Unit = Literal["queries", "tokens", "hours", "money"]
-_MANY = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
-_WRITTEN = re.compile(r"([0-9][0-9_,]*\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*([kmgbt]?)\s*([a-z0-9 -]*)")
+_MANY = {None: 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+_WRITTEN = re.compile(r"([0-9][0-9_,]*\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*(?:([kmgbt])(?=\s|$))?\s*([a-z0-9 -]*)")
 HOURS = {"gpu": "A100", "cpu": "CPU core"}
 """Devices that hours stand for if none is named."""
 

@@ -11,7 +11,7 @@ from nlrewrite.artifacts import Artifact, Provenance, Store
 from nlrewrite.errors import SettingError
 from nlrewrite.llm import rates
 from nlrewrite.llm.rates import DEVICES, LLAMA_3_1B, LLAMA_3_8B, Lengths, Prices, Shape
-from nlrewrite.specs import AskSpec, HubReader, RuleReader, TextSpec, TrainedReader
+from nlrewrite.specs import AskSpec, FolderReader, HubReader, RuleReader, ServedReader, TextSpec, TrainedReader
 from tests.subject.small_models import config
 
 PUBLISHED_QUERIES = 327_680_000
@@ -189,3 +189,13 @@ def test_readers_of_other_arithmetic_have_other_names() -> None:
     assert len(set(names)) == len(names)
     assert names == [rates.named(each.model_dump()) for each in readers]
     assert rates.named(TrainedReader(seed=3)) == rates.named(TrainedReader())
+
+
+def test_readers_have_the_shape_of_their_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config("llama").to_json_string())
+    assert rates.shape(FolderReader(), str(tmp_path)) == Shape.of(config("llama").to_dict())
+    assert rates.shape(FolderReader(), None) is None and rates.shape(RuleReader()) is None
+    assert rates.shape(HubReader(model="nobody/nothing", revision="0" * 40)) is None
+    assert rates.shape(ServedReader(model="meta-llama/Llama-3.1-8B-Instruct")) == LLAMA_3_8B
+    trained = rates.shape(TrainedReader(layers=2, width=64))
+    assert trained is not None and (trained.layers, trained.width) == (2, 64)
