@@ -87,6 +87,12 @@ def parser() -> argparse.ArgumentParser:
     gc.add_argument("--dry-run", action="store_true", help="only say what would go")
     report = command("report", _report, [everywhere, settings], "say where a profile's report is")
     report.add_argument("--open", action="store_true", help="open it in the browser")
+    prompts = command("prompts", _prompts, [everywhere], "list the templates of prompts, or show one")
+    prompts.add_argument("template", nargs="?", metavar="NAME", help="print its text")
+    prompts.add_argument("--example", action="store_true", help="print a question as the model sees it, and its cut")
+    prompts.add_argument("--order", choices=("context", "explanation"), default="context", help="which half is first")
+    prompts.add_argument("--scored", action="store_true", help="with a score in it")
+    prompts.add_argument("--model", metavar="FOLDER", help="as it is asked in this model's chat")
     return top
 
 
@@ -306,6 +312,29 @@ def _report(options: argparse.Namespace, output: "Output") -> int:
         import webbrowser
 
         webbrowser.open(report.resolve().as_uri())
+    return 0
+
+
+def _prompts(options: argparse.Namespace, output: "Output") -> int:
+    from nlrewrite import terminal
+    from nlrewrite.language import showing, template
+
+    name, folder = options.template, options.template_folder
+    if name is None:
+        listed = showing.listed(folder)
+        if output.json:
+            _print_json(dict(listed))
+        else:
+            print(terminal.table(("template", "asks"), listed))
+        return 0
+    text = template.text_of(name, folder)
+    read = template.read(text, name)
+    if options.example:
+        text = showing.example(read, name, options.order, options.model, options.scored)
+    if output.json:
+        _print_json({"name": name, "text": text})
+    else:
+        print(text)
     return 0
 
 

@@ -54,6 +54,8 @@ def test_holds_the_library_and_nothing_else(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"nlrewrite", f"nlrewrite-{wheel.name.split('-')[1]}.dist-info"}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nlrewrite").rglob("*.py")}
     assert modules == {name for name in names if name.endswith(".py")}
+    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nlrewrite").rglob("*.yaml")}
+    assert templates and templates == {name for name in names if name.endswith(".yaml")}
 
 
 def test_is_what_is_imported_outside_of_the_checkout(elsewhere: Path, tmp_path: Path) -> None:

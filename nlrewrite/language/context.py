@@ -82,12 +82,6 @@ def separated(text: str) -> tuple[list[bytes], list[int]]:
     return tokens, at
 
 
-def with_strengths(text: str, strengths: Sequence[tuple[bytes, int]], most: int = 8) -> str:
-    """A marked text, and behind it the tokens that it is about, each with a strength from 1 to 9."""
-    told = ", ".join(f"{quote(token)} {strength}" for token, strength in strengths[:most])
-    return f"{text} ({told}{', ' + ELLIPSIS if len(strengths) > most else ''})" if told else text
-
-
 def bounded(text: str, most_characters: int, keep: Literal["start", "end"] = "start") -> str:
     """`text`, or as much of its start or end as fits with an ellipsis."""
     if len(text) <= most_characters:

@@ -252,7 +252,7 @@ def test_a_cut_inside_of_a_token_is_moved_back_or_refused() -> None:
         ([(" ", "F"), ("n", ":"), ("\n", "D"), ("n:", " F")], ">>"),
     ):
         prompt = prompts(small(), characters(merges), "context")
-        before, behind = prompt.written(context="<<a>>", explanation="F")
+        before, _ = prompt.written(context="<<a>>", explanation="F")
         assert before.endswith(end), merges
         prompt.split_checked({"context": "<<a>>"}, {"explanation": "F"})
     glued = read(SMALL.replace("Text: {context}\\n", "{context}").replace("Description: ", ""), "glued")
