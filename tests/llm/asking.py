@@ -16,7 +16,7 @@ TOKENIZER = tokenizer()
 
 def engine(small: Small | str, *, mode: Any = "ids", **given: Any) -> Server:
     endpoint = small if isinstance(small, str) else small.endpoint
-    settings = {"timeout": 2.0, "tries": 3, "patience": HASTY, "model": "small"} | given
+    settings = {"timeout": 20.0, "tries": 3, "patience": HASTY, "model": "small"} | given
     return Server(endpoint, tokenizer=TOKENIZER, mode=mode, **settings)
 
 

@@ -109,9 +109,14 @@ class Small:
         self.server.server_close()
         self.server.cut()
 
-    def questions(self) -> list[Seen]:
-        """Requests behind those that only probe, by their number of prompts or their length."""
+    def posted(self) -> list[Seen]:
         return [each for each in self.seen if each.path.endswith("completions")]
+
+    def gathered(self, requests: int) -> None:
+        """Return once so many are in flight, which those that ask for less never are."""
+        last = time.monotonic() + 10
+        while self.flying < requests and self.most_flying < requests and time.monotonic() < last:
+            time.sleep(0.001)
 
 
 class _Server(ThreadingHTTPServer):
@@ -208,13 +213,13 @@ class _Handler(BaseHTTPRequestHandler):
         full = json.dumps(self._reply(body)).encode()
         match action:
             case "hang":
-                time.sleep(1.0)
+                time.sleep(30)
             case "drip":
                 self._head(200, 1000)
                 for _ in range(100):
                     self.wfile.write(b" ")
                     self.wfile.flush()
-                    time.sleep(0.02)
+                    time.sleep(0.3)
             case "cut":  # dies in the middle of a reply
                 self._head(200, len(full))
                 self.wfile.write(full[: len(full) // 2])

@@ -40,9 +40,7 @@ def test_what_comes_cheaper_leaves_room() -> None:
     assert purse.promise(9.0) and not purse.promise(0.1)
 
 
-@pytest.mark.parametrize(
-    ("prices", "limit"), [(None, 1.0), (Prices(hour=2.0), 1.0), (PRICES, -1.0), (PRICES, math.nan)]
-)
+@pytest.mark.parametrize(("prices", "limit"), [(None, 1.0), (Prices(new=2.0), 1.0), (PRICES, -1.0), (PRICES, math.nan)])
 def test_limits_that_cannot_be_kept(prices: Prices | None, limit: float) -> None:
     with pytest.raises(SettingError, match="a spending limit"):
         Purse(prices, limit)

@@ -91,8 +91,10 @@ def test_many_questions_share_a_request() -> None:
 
 def test_no_more_requests_are_in_flight_than_allowed() -> None:
     of = questions(100)
-    with serving(TOKENIZER, slow=0.01) as small:
+    with serving(TOKENIZER, slow=0.002) as small:
         server = engine(small, concurrency=3, batch=4)
+        server.digits(questions(1))
+        small.refuse = lambda prompts: small.gathered(3)
         close(server.digits(of), of)
         assert small.most_flying == 3
         server.close()
@@ -263,12 +265,12 @@ def test_tokens_and_money_are_counted() -> None:
     with serving(TOKENIZER) as small:
         server = engine(small, prices=Prices(prompt=2.0, cached=1.0, new=8.0))
         server.digits(of)
-        probes = sum(len(ids) for each in small.questions() for ids in each.prompts) - sent
-        extra = len(small.questions()) - len(asked(small))
+        probes = sum(len(ids) for each in small.posted() for ids in each.prompts) - sent
+        extra = len(small.posted()) - len(asked(small))
         usage = server.usage
         assert usage.queries == 40 and usage.seconds > 0 and usage.failed == {}
         assert usage.cached_tokens + usage.prompt_tokens == sent, "the probes are not questions"
-        assert usage.cached_tokens == sum(sum(map(len, each.prompts)) // 2 for each in small.questions()[extra:])
+        assert usage.cached_tokens == sum(sum(map(len, each.prompts)) // 2 for each in small.posted()[extra:])
         assert usage.new_tokens == 40
         paid = (2.0 * usage.prompt_tokens + usage.cached_tokens + 8.0 * usage.new_tokens) / 1e6
         assert usage.money == pytest.approx(paid, abs=extra * (2 * 256 + 8 * 8) / 1e6) and usage.money >= paid
@@ -305,14 +307,14 @@ def test_what_is_sampled_depends_on_the_seed_alone() -> None:
         server = engine(small)
         prompts = [np.array([2, 3]), np.array([2, 4])]
         server.complete(prompts, Sampling(most=2, temperature=0.7, seed=5, stop=("\n",)))
-        bodies = [each.body for each in small.questions()][-2:]
+        bodies = [each.body for each in small.posted()][-2:]
         assert {body["temperature"] for body in bodies} == {0.7} and all(body["stop"] == ["\n"] for body in bodies)
         first = {body["prompt"][1]: body["seed"] for body in bodies}
         assert len(set(first.values())) == 2
         server.complete(prompts, Sampling(most=2, temperature=0.7, seed=5))
-        assert {body["prompt"][1]: body["seed"] for body in [each.body for each in small.questions()][-2:]} == first
+        assert {body["prompt"][1]: body["seed"] for body in [each.body for each in small.posted()][-2:]} == first
         server.complete(prompts, Sampling(most=2))
-        assert all("seed" not in each.body for each in small.questions()[-2:])
+        assert all("seed" not in each.body for each in small.posted()[-2:])
         server.close()
 
 
