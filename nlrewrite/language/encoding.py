@@ -8,12 +8,15 @@ texts gives the ids that the tokenizer itself gives for the whole.
 import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from tokenizers import AddedToken, Tokenizer
 
 from nlrewrite.errors import SettingError
 
+REMEMBERED = 1024
+"""Texts whose ids are kept: the instructions and the shots are the same in every prompt."""
 Place = Literal["begin", "later", "inside"]
 
 
@@ -48,7 +51,12 @@ class Encoder:
             "inside": json.dumps(_without_prefix(described, schemes=("first", "always"))),
         }
         made = {text: _made(text) for text in set(texts.values())}
-        self._at = {place: made[text] for place, text in texts.items()}
+        at = {place: made[text] for place, text in texts.items()}
+
+        def encoded(text: str, place: Place) -> tuple[int, ...]:
+            return tuple(at[place].encode(text, add_special_tokens=False).ids)
+
+        self._remembered = lru_cache(REMEMBERED)(encoded)
 
     @property
     def signs(self) -> tuple[str, ...]:
@@ -63,9 +71,9 @@ class Encoder:
     def sign_of(self, number: int) -> str:
         return next(sign for sign, (each, _) in self._signs.items() if each == number)
 
-    def ids(self, text: str, place: Place) -> list[int]:
+    def ids(self, text: str, place: Place) -> tuple[int, ...]:
         """The ids of a text at the `begin` of all, `later` behind a special token, or `inside` of more text."""
-        return self._at[place].encode(text, add_special_tokens=False).ids if text else []
+        return self._remembered(text, place) if text else ()
 
     def framed(self, frame: str) -> list[Special | str]:
         """A frame as special tokens and the texts between them."""

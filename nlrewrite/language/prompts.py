@@ -203,7 +203,7 @@ class Prompts:
         if name == "score":
             if value is None:
                 raise SettingError(f"template {self.name!r} is asked with scores, and one is missing. Give one to each")
-            return value if isinstance(value, str) else f"{value:.2f}"
+            return bounded(visible(value), 20) if isinstance(value, str) else f"{value:.2f}"
         if name == "context":
             return self._context(value)
         return bounded(visible(value.strip()), self.template.longest_explanation)

@@ -182,9 +182,14 @@ def read(text: str, name: str) -> Template:
             f"template {name} has {len(text)} characters, and at most {LONGEST_FILE} are read. Shorten it"
         )
     try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise SettingError(f"template {name} repeats itself by *alias, which is not read. Write the text out")
+        twice = _twice(yaml.compose(text, yaml.SafeLoader))
         fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise SettingError(f"template {name} is not YAML: {' '.join(str(error).split())}. Correct it") from error
+    if twice:
+        raise SettingError(f"template {name} says {twice}. Take one away")
     if not isinstance(fields, dict):
         raise SettingError(f"template {name} must hold fields by name, such as turn: [...]: it holds {fields!r:.60}")
     try:
@@ -194,6 +199,24 @@ def read(text: str, name: str) -> Template:
         place = ".".join(str(step) for step in first["loc"]) or "as a whole"
         why = first["msg"].removeprefix("Value error, ")
         raise SettingError(f"template {name}, {place}: {why[:1].lower()}{why[1:]}. Correct that place") from error
+
+
+def _twice(node: Any) -> str:
+    """Which field of a mapping is given twice, and where; of such the last would win unseen."""
+    import yaml
+
+    if isinstance(node, yaml.SequenceNode):
+        return next((found for each in node.value if (found := _twice(each))), "")
+    if not isinstance(node, yaml.MappingNode):
+        return ""
+    seen: set[str] = set()
+    for key, value in node.value:
+        if str(key.value) in seen:
+            return f"{key.value} twice, again in line {key.start_mark.line + 1}"
+        seen.add(str(key.value))
+        if found := _twice(value):
+            return found
+    return ""
 
 
 def names() -> list[str]:

@@ -119,6 +119,10 @@ def test_a_name_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
         (changed(plain={"user": "x"}), r"plain: plain.user must have \{text\} once"),
         (changed(before=[{"role": "tool", "text": "x"}]), r"before.0.role: input should be 'system'"),
         (changed(longest_explanation=10), "longest_explanation: input should be greater than or equal to 40"),
+        (MINE + 'labels: ["0"]', "mine says labels twice, again in line 11"),
+        (MINE.replace("{context: a,", "{context: a, context: b,"), "says context twice, again in line 10"),
+        ("a: &a [1]\nb: *a", r"repeats itself by \*alias"),
+        ("[" * 20_000, "not YAML"),
         ("!!python/object/apply:os.system [true]", "not YAML"),
     ],
 )
