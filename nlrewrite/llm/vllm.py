@@ -59,22 +59,25 @@ class Vllm:
         cache: int | None = None,
         eager: bool | None = None,
         top: bool = False,
+        dummy: bool = False,
     ) -> None:
         """`labels` are those of all blocks, for pooling alone, which takes them from its first block if they are not
         given; `gpus` share the model (unset: all that can be seen); one step takes at most `sequences` and `tokens`;
         `cache` is bytes for keys and values (unset: what a GPU has left); `top` asks, a second time, which labels are
-        among the likeliest tokens."""
+        among the likeliest tokens; `dummy` draws the weights at random, for measuring a shape's speed."""
         self.mode: Mode = mode
         self.exact_mass = mode == "generate"
         self.usage = Usage()
         self._folder, self._labels, self._top = folder, tuple(int(each) for each in labels), top
         self._dtype, self._quantisation, self._device = dtype, quantisation, device
         self._sequences, self._tokens, self._cache, self._eager = sequences, tokens, cache, eager
+        self._format = "dummy" if dummy else "safetensors"
         self._llm: Any = None
         self._closed = False
         self._check_settings(gpus)
         self._longest = vllm_folder.longest(folder, longest)
         self._vllm = vllm_process.imported(on_cpu=device == "cpu")
+        vllm_process.refuse_borrowed(self._vllm, vllm_folder.architecture(folder))
         self._gpus = gpus or (1 if device == "cpu" else vllm_process.visible_gpus())
         if mode == "generate" or self._labels:
             self._make()
@@ -88,7 +91,7 @@ class Vllm:
                 model=str(self._folder),
                 runner="pooling" if pooling else "generate",
                 convert="classify" if pooling else "none",
-                load_format="safetensors",
+                load_format=self._format,
                 trust_remote_code=False,
                 dtype=self._dtype,
                 quantization=self._quantisation or None,
@@ -131,6 +134,7 @@ class Vllm:
             "longest": self._longest,
             "sequences": config.scheduler_config.max_num_seqs,
             "tokens": config.scheduler_config.max_num_batched_tokens,
+            "weights": self._format,
             "eager": bool(config.model_config.enforce_eager),
         }
 
@@ -223,7 +227,8 @@ class Vllm:
     def _watched(self, llm: Any, ask: Any) -> list[Any]:
         """The answers; if asking is broken off, what is still queued is dropped, or the next call would be given it."""
         try:
-            return ask()
+            with vllm_process.kept():
+                return ask()
         finally:
             if left := list(llm.llm_engine.output_processor.request_states):
                 llm.llm_engine.abort_request(left, internal=True)

@@ -45,3 +45,9 @@ def ends(folder: Path, of_tokenizer: int | None) -> list[int]:
             value = json.loads((folder / name).read_text()).get("eos_token_id")
             found.update([value] if isinstance(value, int) else value or [])
     return sorted(found)
+
+
+def architecture(folder: Path) -> str:
+    """The model's class, as its configuration names it."""
+    named = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+    return str(named[0])

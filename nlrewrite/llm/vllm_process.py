@@ -101,3 +101,13 @@ def visible_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def refuse_borrowed(vllm: Any, architecture: str) -> None:
+    """SettingError for a model that vLLM only runs by changing transformers' class of it, for the whole process."""
+    known = vllm.ModelRegistry.models.get(architecture)
+    if known is None or str(getattr(known, "module_name", "")).rpartition(".")[2] == "transformers":
+        raise SettingError(
+            f"vLLM has no {architecture} of its own; it would change transformers' class, which other parts of this "
+            f"process use. Use --engine packed, or vLLM's server and --engine server"
+        )

@@ -1,25 +1,19 @@
-"""Small random models with heads of 32, the narrowest that vLLM's attention on a CPU takes, and questions to them."""
+"""The random models of the other engines' tests with heads of 32, the narrowest that vLLM takes on a CPU."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    GPTNeoXConfig,
-    LlamaConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nlrewrite.llm.engine import PrefixBlock, Scores
-from nlrewrite.seeds import derive, generator
+from nlrewrite.seeds import generator
+from tests.llm import random_models
 
-VOCABULARY, WIDTH, LONGEST = 300, 128, 512
-LABELS = tuple(range(1, 11))
+VOCABULARY, LONGEST = 300, 512
+LABELS = tuple(range(2, 12))
 """The ten digits' ids."""
 SHAPES = {
     "ragged": (70, [20, 45, 1, 33, 7] * 8),
@@ -28,57 +22,36 @@ SHAPES = {
     "one question": (100, [9]),
     "one token behind": (40, [1]),
 }
-ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 
 
-def config(family: str, layers: int = 2) -> PreTrainedConfig:
-    shape = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": layers,
-        "num_attention_heads": WIDTH // 32,
-        "max_position_embeddings": LONGEST,
-        "initializer_range": 0.1,
-        **ENDS,
-    }
-    match family:
-        case "llama-tied":
-            return LlamaConfig(**shape, num_key_value_heads=1, tie_word_embeddings=True)
-        case "llama":
-            return LlamaConfig(**shape, num_key_value_heads=WIDTH // 32, tie_word_embeddings=False)
-        case "qwen3":
-            return Qwen3Config(**shape, num_key_value_heads=2, head_dim=32, tie_word_embeddings=True)
-        case "gpt_neox":
-            return GPTNeoXConfig(**shape)
-    raise AssertionError(family)
+def fresh(family: str, **changed: Any) -> PreTrainedModel:
+    heads = {"head_dim": 32} if family == "qwen3" else {}
+    shape = {"num_attention_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": LONGEST}
+    shape |= {
+        "initializer_range": 0.1
+    }  # log-probabilities of a few nats, whose rounding is well below what is compared
+    return random_models.fresh(family, **{**shape, **heads, **changed})
 
 
-def fresh(family: str, seed: int = 0) -> PreTrainedModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "model", family))
-        model = AutoModelForCausalLM.from_config(config(family), attn_implementation="sdpa").eval()
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.data += 0.2 * torch.randn_like(parameter)
-    return model
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Words, of which the digits are tokens 2 to 11; the ends are those of the models."""
+    words = {"<start>": 0, "<end>": 1, **{str(digit): digit + 2 for digit in range(10)}}
+    words |= {f"w{index}": index for index in range(len(words), VOCABULARY)}
+    table = Tokenizer(models.WordLevel(words, unk_token="<start>"))
+    table.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=table, bos_token="<start>", eos_token="<end>")
 
 
 def save(model: PreTrainedModel, folder: Path) -> Path:
-    """`model` in `folder`, with a tokenizer of words in which the digits are tokens 1 to 10."""
     model.save_pretrained(folder)
-    words = {"<end>": 0, **{str(digit): digit + 1 for digit in range(10)}}
-    words |= {f"w{index}": index for index in range(len(words), VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<end>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<end>", eos_token="<end>").save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
     return folder
 
 
 def block(prefix: int, lengths: list[int], seed: int = 0) -> PrefixBlock:
     rng = generator(seed, "block", prefix, len(lengths))
-    suffixes = [rng.integers(11, VOCABULARY, length).tolist() for length in lengths]
-    return PrefixBlock.of(rng.integers(11, VOCABULARY, prefix).tolist(), suffixes, LABELS)
+    suffixes = [rng.integers(12, VOCABULARY, length).tolist() for length in lengths]
+    return PrefixBlock.of(rng.integers(12, VOCABULARY, prefix).tolist(), suffixes, LABELS)
 
 
 def one_by_one(model: PreTrainedModel, asked: PrefixBlock) -> np.ndarray:

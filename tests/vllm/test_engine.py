@@ -88,7 +88,7 @@ def test_a_cache_that_serves_too_little_is_said(one: tuple, caplog: pytest.LogCa
     assert "6 of the prefix's 70 fill no block of 32" in caplog.text
     caplog.clear()
     rng = np.random.default_rng(0)
-    strangers = [{"prompt_token_ids": rng.integers(11, 300, 80).tolist()} for _ in range(5)]
+    strangers = [{"prompt_token_ids": rng.integers(12, 300, 80).tolist()} for _ in range(5)]
     engine._tell_cache(70, engine._run(engine._llm, strangers, making.LABELS))
     assert [each.levelno for each in caplog.records] == [logging.WARNING]
 

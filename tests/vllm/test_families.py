@@ -11,7 +11,7 @@ from tests.vllm import making
 
 pytestmark = pytest.mark.vllm
 
-FAMILIES = ("llama-tied", "llama", "qwen3", "gpt_neox")
+FAMILIES = ("llama-tied", "llama-grouped", "mistral", "qwen2", "qwen3")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

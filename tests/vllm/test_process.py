@@ -35,3 +35,10 @@ def test_one_engine_at_a_time_and_the_process_as_it_was(tmp_path: Path) -> None:
     third = Vllm(folder, sequences=16)
     assert (third.digits(making.block(40, [3, 4])).outcome == Outcome.OK).all()
     third.close()
+
+
+def test_a_model_that_is_not_its_own_is_refused_before_it_changes_a_class(tmp_path: Path) -> None:
+    model = making.fresh("gpt_neox")
+    with pytest.raises(SettingError, match="GPTNeoXForCausalLM"):
+        Vllm(making.save(model, tmp_path))
+    assert making.one_by_one(model, making.block(5, [2])).shape == (1, making.VOCABULARY)
