@@ -1,0 +1,208 @@
+"""The pilot: what the whole rewriting will come to, asked of some latents in some contexts, before it is paid for.
+
+In: a subject and its coder, sentences, a simulator, and activations of the explain and the calibrate split. Out:
+`pilot.json`: the predicted share of the gap closed with its interval, what it is made of, how many questions were asked
+and how long they took. Invariants: nothing of the report split is read; the simulator is asked about the pairs of
+`pilot_pairs.py` and no others; a prediction is the same for every simulator that gives the same answers.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nlrewrite.activations.codes import true_codes
+from nlrewrite.activations.pairs import read as read_pairs
+from nlrewrite.artifacts import Folder
+from nlrewrite.coders import topk
+from nlrewrite.probes import pilot_errors, pilot_gain, pilot_loss, pilot_pairs, upstream
+from nlrewrite.probes.pilot_gain import Composed, Resampled
+from nlrewrite.probes.pilot_loss import Translation
+from nlrewrite.probes.pilot_pairs import InColumns, Pairs
+from nlrewrite.probes.upstream import Part, Upstream
+from nlrewrite.seeds import derive, generator
+from nlrewrite.simulate.heard import heard
+from nlrewrite.simulate.said import Said
+from nlrewrite.specs import PilotSpec
+from nlrewrite.subject import load, sites
+from nlrewrite.text.tokens import read_windows
+
+if TYPE_CHECKING:
+    from nlrewrite.progress import Progress
+    from nlrewrite.steps import Running
+
+FOLDS = 4
+READ = 4000
+"""Contexts at which gradients are taken, at most, beside those that all latents share."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where a pilot is made: everything that costs no question."""
+
+    up: Upstream
+    rows: np.ndarray
+    """Positions that may be asked about."""
+    off_PE: np.ndarray
+    """What mean ablation of all latents gets wrong, at every position."""
+
+    @property
+    def part(self) -> Part:
+        return self.up.calibrate
+
+
+@dataclass(frozen=True)
+class Interval:
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of the share of the gap that the whole rewriting will close."""
+
+    gap_closed: Interval
+    in_output: Interval
+    """The share of mean ablation's squared error that it will take away."""
+    alone: Interval
+    """The same from each latent alone, by its explained variance: blind to errors that latents make together."""
+    louder: float
+    """How much louder the loss reads what is left wrong."""
+    added_loss: Interval
+    """Above the coder's loss, in nats."""
+
+
+def ground(up: Upstream, position: str = "all") -> Ground:
+    where = up.calibrate.where
+    rows = np.arange(len(where)) if position == "all" else np.flatnonzero(np.diff(where.window, append=-1))
+    off_PE = np.asarray(-(up.calibrate.truth_PL @ up.dec_LE), dtype=np.float32)
+    return Ground(up, rows, off_PE + (up.mean_L @ up.dec_LE).astype(np.float32))
+
+
+def chosen(spec: PilotSpec, on: Ground, explained: np.ndarray) -> Pairs:
+    """What the simulator has to be asked."""
+    return pilot_pairs.pairs(
+        on.part.truth_PL,
+        on.part.where,
+        explained,
+        spec.latents,
+        spec.active,
+        spec.inactive,
+        folds=FOLDS,
+        seed=spec.seed,
+        rows=on.rows,
+    )
+
+
+def readable(pairs: Pairs, seed: int) -> np.ndarray:
+    """Contexts at which it is looked how the loss reads errors: those all latents share, and some of their own."""
+    own = np.unique(pairs.context_LS[:, pairs.shared :])
+    own = np.setdiff1d(own[own != pilot_pairs.NOTHING], pairs.shared_C)
+    some = generator(seed, "pilot", "read").permutation(own)[:READ]
+    return np.unique(np.concatenate([pairs.shared_C, some]))
+
+
+def gradients(spec: PilotSpec, on: Ground, contexts: np.ndarray, progress: "Progress") -> np.ndarray:
+    where, windows = on.part.where, on.part.windows
+    true_CE = np.asarray(on.part.truth_PL[contexts] @ on.up.dec_LE, dtype=np.float32)
+    asked = pilot_loss.prompts(on.up, windows, where, contexts)
+    return pilot_loss.gradients(on.up, asked, true_CE + on.off_PE[contexts], spec.gradients, spec.seed, progress)
+
+
+def free(spec: PilotSpec, on: Ground, progress: "Progress") -> Translation:
+    """How the loss of rewritings that cost nothing compares with what their errors would predict."""
+    rows = np.sort(generator(spec.seed, "pilot", "free").permutation(on.rows)[: spec.free])
+    return pilot_loss.translation(on.up, rows, spec.gradients, derive(spec.seed, "pilot", "free") >> 31, progress)
+
+
+def composed(
+    spec: PilotSpec, on: Ground, pairs: Pairs, said: Said, reads_VRE: np.ndarray | None, context_V: np.ndarray | None
+) -> Resampled:
+    """The error of the whole from what was said about the pairs, in their columns."""
+    up, where = on.up, on.part.where
+    found = pilot_errors.errors(pairs, said, on.part.truth_PL, up.known, spec.calibrator)
+    context_U = np.unique(pairs.context_LS[pairs.asked_LS])
+    square_P = np.square(on.off_PE, dtype=np.float64).sum(1)
+    given = pilot_gain.splice(
+        pairs,
+        found,
+        up.dec_LE,
+        on.off_PE[context_U],
+        context_U,
+        where.group,
+        square_P,
+        on.rows,
+        reads_VRE,
+        context_V,
+    )
+    return pilot_gain.resampled(given, spec.resamples, spec.seed)
+
+
+def predicted(whole: Resampled, translation: Translation, level: float, seed: int) -> Prediction:
+    """Errors as losses. The interval holds documents, latents and how far free rewritings were off, together."""
+    noise = generator(seed, "pilot", "translation").uniform(-1, 1, len(whole.drawn))
+    factors = np.exp(translation.shift + translation.spread * noise)
+
+    def interval(measured: float, drawn: np.ndarray) -> Interval:
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        return Interval(measured, float(low), float(high))
+
+    def of(name: str) -> np.ndarray:
+        return np.array([getattr(each, name) for each in whole.drawn])
+
+    share = whole.measured.share * float(np.exp(translation.shift))
+    shares = of("share") * factors
+    return Prediction(
+        interval(1 - share, 1 - shares),
+        interval(1 - whole.measured.together, 1 - of("together")),
+        interval(1 - whole.measured.alone, 1 - of("alone")),
+        whole.measured.read,
+        interval(share * translation.mean_loss, shares * translation.mean_loss),
+    )
+
+
+def pilot(
+    spec: PilotSpec, on: Ground, pairs: Pairs, said: Said, progress: "Progress"
+) -> tuple[Prediction, Composed, Translation]:
+    """`said` is about the pairs' latents, with their columns as contexts."""
+    context_V = readable(pairs, spec.seed)
+    whole = composed(spec, on, pairs, said, gradients(spec, on, context_V, progress), context_V)
+    translation = free(spec, on, progress)
+    return predicted(whole, translation, spec.level, spec.seed), whole.measured, translation
+
+
+# -- as a step ---------------------------------------------------------------------------------------------------------
+
+
+def build(spec: PilotSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
+    on = ground(read(inputs, running), spec.position)
+    whole = heard(inputs["on-calibrate"], on.part.count)
+    pairs = chosen(spec, on, whole.explained)
+    found, measured, translation = pilot(spec, on, pairs, InColumns(whole, pairs), running.progress)
+    result: dict[str, Any] = {
+        "prediction": asdict(found),
+        "composed": asdict(measured),
+        "translation": asdict(translation),
+        "latents": len(pairs.latent_L),
+        "of_latents": on.up.latents,
+        "contexts": {"shared": pairs.shared, "active": spec.active},
+        "queries": pairs.queries(),
+        "calibrator": spec.calibrator,
+        "position": spec.position,
+        "level": spec.level,
+    }
+    (out / "pilot.json").write_text(json.dumps(result, indent=1, allow_nan=False))
+
+
+def read(inputs: dict[str, Folder], running: "Running") -> Upstream:
+    """The calibrate split stands in the report split's place: a pilot sees nothing of that."""
+    coder = topk.read(inputs["coder"])
+    model = load.model(inputs["subject"], running.execution)
+    located = sites.locate(model, topk.site_of(inputs["coder"]))
+    windows = read_windows(inputs["tokens"], "calibrate")
+    calibrate = Part(windows, true_codes(read_pairs(inputs["calibrate"]), coder.latents).extra_PL)
+    explain = read_pairs(inputs["explain"])
+    return upstream.upstream(model, located, coder, explain, calibrate, calibrate, running.execution.batch_tokens)
