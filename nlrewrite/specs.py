@@ -62,6 +62,7 @@ __all__ = [
     "HubReader",
     "HubSubject",
     "LadderSpec",
+    "PilotSpec",
     "Probe",
     "PromptSpec",
     "PythonDocs",
@@ -293,6 +294,30 @@ class SampleSizeSpec(Spec):
         return self
 
 
+class PilotSpec(Spec):
+    """What the whole rewriting will come to, from some of its latents and some contexts, before it is paid for."""
+
+    latents: int = Field(default=500, ge=2, le=1 << 20, description="Latents that are asked about, drawn at random.")
+    active: int = Field(default=50, ge=1, description="Contexts of each latent where it is active.")
+    inactive: int = Field(
+        default=200, ge=20, description="Random contexts, the same for all: inactive cases, and the joint replacement."
+    )
+    position: Literal["all", "last"] = Field(
+        default="all", description="Where the whole run replaces: at every position, or at windows' last ones."
+    )
+    calibrator: str = Field(default="hurdle", description="The calibrator of the whole run; docs/calibrators.md.")
+    free: int = Field(default=2000, ge=100, description="Contexts on which rewritings that cost nothing are measured.")
+    gradients: int = Field(default=8, ge=1, le=256, description="Tokens drawn a context to see how loss reads errors.")
+    level: float = Field(default=0.8, gt=0, lt=1, description="Of the interval.")
+    resamples: int = Field(default=500, ge=100, le=100_000)
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+
+    @model_validator(mode="after")
+    def _names(self) -> "PilotSpec":
+        names.check((self.calibrator,), "pilot.calibrator")
+        return self
+
+
 Probe = Literal["ladder", "requirement", "sample-size"]
 PROBES: tuple[Probe, ...] = ("ladder", "requirement", "sample-size")
 
@@ -336,10 +361,12 @@ class RewriteSpec(Spec):
     requirement: RequirementSpec = Field(default=RequirementSpec(), json_schema_extra={"since": 2})
     sample_size: SampleSizeSpec = Field(default=SampleSizeSpec(), json_schema_extra={"since": 2})
     reader: ReaderSpec = Field(default=RuleReader(), json_schema_extra={"since": 3})
+    screener: ReaderSpec = Field(default=RuleReader(), json_schema_extra={"since": 3})
     ask: AskSpec = Field(default=AskSpec(), json_schema_extra={"since": 3})
     writer: ReaderSpec = Field(default=RuleReader(), json_schema_extra={"since": 3})
     write: WriteSpec = Field(default=WriteSpec(), json_schema_extra={"since": 3})
     quiz: QuizSpec = Field(default=QuizSpec(), json_schema_extra={"since": 3})
+    pilot: PilotSpec = Field(default=PilotSpec(), json_schema_extra={"since": 3})
 
     @model_validator(mode="after")
     def _asked(self) -> "RewriteSpec":
@@ -354,6 +381,11 @@ class RewriteSpec(Spec):
             raise ValueError(
                 f"questions about the method are answered with the rule reader: probes are {', '.join(self.probes)}. "
                 f"Leave --probes out, or use --set reader.kind=rules"
+            )
+        if asked and (self.ask.screen == "cascade") != (not isinstance(self.screener, RuleReader)):
+            raise ValueError(
+                f"a cascade has a smaller reader, and nothing else has one: ask.screen={self.ask.screen}, "
+                f"screener.kind={self.screener.kind}. Change --set ask.screen or screener.kind"
             )
         if not isinstance(self.writer, RuleReader) and not asked:
             raise ValueError(
@@ -383,9 +415,10 @@ def with_seed(fields: dict[str, Any], seed: int) -> dict[str, Any]:
             "ask",
             "write",
             "quiz",
+            "pilot",
         )
     }
-    for name in ("reader", "writer"):
+    for name in ("reader", "screener", "writer"):
         if fields.get(name, {}).get("kind") == "trained":
             stages[name] = dict(fields[name])
     if fields.get("subject", {}).get("kind", "tiny") == "tiny":
