@@ -115,10 +115,10 @@ class Pilot:
         return Pilot(self.hidden_LSD[:, contexts], self.digit_LS[:, contexts], self.layer)
 
 
-def pilot(engine: "Packed", blocks: Iterable[PrefixBlock], layer: int) -> Pilot:
-    """Ask every question of `blocks`, a block for each context with the latents in one order, and look on.
+def pilot(engine: "Packed", blocks: Iterable[PrefixBlock], layer: int, *, by_prefix: bool = False) -> Pilot:
+    """Ask every question of `blocks` once, with a screen that drops none, and look on.
 
-    Each block's questions are asked once, with a screen that drops none.
+    A block for each context with the latents in one order; `by_prefix`: a block for each latent, contexts in one order.
     """
     from nlrewrite.llm.packed import Screen
 
@@ -133,7 +133,8 @@ def pilot(engine: "Packed", blocks: Iterable[PrefixBlock], layer: int) -> Pilot:
             states[answered] = seen[0]
         hidden.append(states)
         digits.append(expected_digit(scores))
-    return Pilot(np.stack(hidden, axis=1), np.stack(digits, axis=1), layer)
+    axis = 0 if by_prefix else 1
+    return Pilot(np.stack(hidden, axis=axis), np.stack(digits, axis=axis), layer)
 
 
 def _looking_on(seen: list[np.ndarray]):

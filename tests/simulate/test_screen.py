@@ -92,6 +92,8 @@ def test_a_pilot_is_answered_as_without_one(engine: Packed) -> None:
         assert np.allclose(found.digit_LS[:, at], plain, atol=1e-4)
     assert not np.allclose(found.hidden_LSD[:, 0], found.hidden_LSD[:, 1])
     assert np.array_equal(found.at(np.array([1])).digit_LS, found.digit_LS[:, 1:])
+    turned = screen.pilot(engine, some, layer=1, by_prefix=True)
+    assert np.array_equal(turned.hidden_LSD, found.hidden_LSD.swapaxes(0, 1))
 
 
 def test_a_screen_keeps_what_matters_and_drops_the_rest(engine: Packed, fitted: screen.Fitted) -> None:
