@@ -11,6 +11,7 @@ lists the likeliest tokens alone, labels that are not listed have logp -inf, `mi
 """
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections import Counter, deque
@@ -262,12 +263,13 @@ class Server:
         async def work() -> None:
             while jobs:
                 index = jobs.popleft()
-                replies[index] = await self._one(way, prompts[index].tolist(), index, sampling)
+                replies[index] = await self._one(way, prompts[index].tolist(), sampling)
 
         await self._side_by_side([work() for _ in range(min(len(jobs), self._requests.patience.concurrency))])
 
-    async def _one(self, way: Way, ids: list[int], index: int, sampling: Sampling) -> Completion:
-        seed = derive(sampling.seed, "complete", index) >> 32 if sampling.temperature > 0 else None
+    async def _one(self, way: Way, ids: list[int], sampling: Sampling) -> Completion:
+        name = hashlib.sha256(np.asarray(ids, dtype="<i4").tobytes()).hexdigest()
+        seed = derive(sampling.seed, "complete", name) >> 32 if sampling.temperature > 0 else None
 
         def read(data: bytes) -> tuple[Completion, float]:
             reply = told(data, 1)
