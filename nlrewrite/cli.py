@@ -1,4 +1,4 @@
-"""The command line: `nlrewrite run | study | plan | status | show | verify | gc | report`.
+"""The command line: `nlrewrite run | study | plan | status | show | verify | gc | report | prompts`.
 
 In: options and a few environment variables. Out: text on standard output, progress and errors on standard error, and an
 exit code that says which kind of failure it was (`errors.py`). Invariant: nothing but the parser is imported before a
