@@ -6,8 +6,8 @@ Every figure is one line of JSON, printed and appended to `--out`: `what`, `ours
 The model is a random Llama of 4 layers, width 256, four query heads to a key head; a prefix has 576 tokens, a suffix 20
 to 45. Speeds are questions per second of CPU time on one thread, the prefix included, medians over turns; in each turn
 all sides answer, one after the other, fresh random suffixes behind a fresh prefix, and before that they are seen to
-agree. Only ratios carry over to another machine. Both sides of a line run the same weights in the same layout: `laid
-out` says that the float32 weights were laid out for the processor's library first (`nlrewrite/llm/linear.py`).
+agree. Only ratios carry over to another machine. Both sides of a line run the same weights in the same layout: float32
+weights are laid out for the processor's library first (`nlrewrite/llm/linear.py`), but for lines `as torch multiplies`.
 
 `vllm` is measured by benchmarks/simulate_vllm.py, in vLLM's own environment. `gpu` takes a random model of
 Llama-3-8B's shape in bfloat16 and compares what the forward pass does per second with matrix products alone.
@@ -42,6 +42,8 @@ VOCABULARY, LABELS = 4096, tuple(range(1, 11))
 LAYERS, WIDTH, HEADS = 4, 256, 8
 EXPANDED = 16
 """Suffixes for which the peer copies the prefix's keys and values at a time."""
+TOKENS = 1024
+"""Of a packed row: on a CPU shorter ones than the default stay in its caches."""
 QUESTIONS, BY_ONES = 512, 12
 """Questions in a turn, and those of them that are asked one by one."""
 LENGTHS = (64, 288, 576, 1152, 2304)
@@ -94,6 +96,10 @@ def model(dtype: torch.dtype = torch.float32, *, laid_out: bool = False, **chang
     return made
 
 
+def packed(dtype: torch.dtype = torch.float32, *, laid_out: bool = False, mass: bool = True, **changed: Any) -> Packed:
+    return Packed(model(dtype, laid_out=laid_out, **changed), None, tokens=TOKENS, mass=mass)
+
+
 def block(questions: int, turn: int, prefix: int = PREFIX, same_prefix: bool = False) -> PrefixBlock:
     draws = generator(0, "suffixes", turn)
     lengths = draws.integers(SHORTEST, LONGEST + 1, questions)
@@ -138,11 +144,11 @@ def line(what: str, ours: list[float], peer: list[float], bound: float, **more: 
 def measure_reference(turns: int) -> list[Line]:
     lines: list[Line] = []
     for name, dtype, laid_out in (
-        ("", torch.float32, False),
-        (", laid out", torch.float32, True),
+        ("", torch.float32, True),
+        (", as torch multiplies", torch.float32, False),
         (", bfloat16", torch.bfloat16, False),
     ):
-        ours, peer = (kind(model(dtype, laid_out=laid_out), None) for kind in (Packed, Reference))
+        ours, peer = packed(dtype, laid_out=laid_out), Reference(model(dtype, laid_out=laid_out), None)
         apart = differ(ours.digits, peer.digits)
         assert apart <= CLOSE or dtype == torch.bfloat16, apart
         found = in_turns({"ours": (QUESTIONS, ours.digits), "peer": (BY_ONES, peer.digits)}, turns)
@@ -152,8 +158,8 @@ def measure_reference(turns: int) -> list[Line]:
 
 def measure_expanded_cache(turns: int) -> list[Line]:
     lines: list[Line] = []
-    for name, laid_out in (("", False), (", laid out", True)):
-        ours, peer = Packed(model(laid_out=laid_out), None), Expanded(model(laid_out=laid_out), EXPANDED)
+    for name, laid_out in (("", True), (", as torch multiplies", False)):
+        ours, peer = packed(laid_out=laid_out), Expanded(model(laid_out=laid_out), EXPANDED)
         apart = differ(ours.digits, peer.digits)
         assert apart <= CLOSE, apart
         found = in_turns({"ours": (QUESTIONS, ours.digits), "peer": (QUESTIONS, peer.digits)}, turns)
@@ -219,11 +225,11 @@ class _Nothing(nn.Module):
 
 def measure_host(turns: int) -> list[Line]:
     """CPU time of the engine with the layers' arithmetic left out, and of the layers' Python with hardly any."""
-    stubbed = Packed(model(), None, mass=False)
+    stubbed = packed(mass=False)
     stubbed.digits(block(8, 0, same_prefix=True))  # its keys and values are remembered
     stubbed.anatomy.layers = [_Nothing() for _ in stubbed.anatomy.layers]
     narrow = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
-    tiny = Packed(model(**narrow, head_dim=16), None, mass=False)
+    tiny = packed(mass=False, **narrow, head_dim=16)
     lines: list[Line] = []
     for what, engine, bound in (
         ("host CPU for one question, layers stubbed", stubbed, 0.05),
@@ -237,13 +243,13 @@ def measure_host(turns: int) -> list[Line]:
 
 def measure_lengths(turns: int) -> list[Line]:
     lines: list[Line] = []
-    engine, usual = Packed(model(laid_out=True), None), 0.0
+    engine, usual = packed(laid_out=True), 0.0
     for prefix in sorted(LENGTHS, key=lambda each: each != PREFIX):
         found = in_turns({"ours": (QUESTIONS, engine.digits)}, max(turns // 2, 3), prefix=prefix)["ours"]
         usual = usual or statistics.median(found)
         cost = statistics.median(found) / usual
         bound = {"at_most": 1.5} if prefix == 1152 else {}
-        what = f"prefix of {prefix} tokens, laid out: cost of a question beside one of {PREFIX}"
+        what = f"prefix of {prefix} tokens: cost of a question beside one of {PREFIX}"
         speed = {"questions_per_cpu_second": 1 / statistics.median(found)}
         lines.append({"what": what, "ours": cost, "peer": 1.0, "unit": "ratio", "ratio": 1 / cost, **bound, **speed})
     return lines
@@ -251,7 +257,7 @@ def measure_lengths(turns: int) -> list[Line]:
 
 def measure_screen(turns: int) -> list[Line]:
     """Going on with one question in twenty behind each layer."""
-    engine, kept = Packed(model(laid_out=True), None), 26
+    engine, kept = packed(laid_out=True), 26
     lines: list[Line] = []
     for layer in range(1, LAYERS):
         chosen = torch.from_numpy(np.sort(generator(0, "kept", layer).permutation(QUESTIONS)[:kept]))

@@ -130,6 +130,7 @@ def test_laid_out_weights_change_nothing_but_the_rounding(reference):
     block = making.block(20, RAGGED)
     agree(Packed(model, TOKENIZER, top=True).digits(block), reference.digits(block))
     assert prepack(making.fresh().to(torch.bfloat16)) == 0
+    assert prepack(making.fresh().requires_grad_(True)) == 0
 
 
 # -- the prefix -------------------------------------------------------------------------------------------------------
