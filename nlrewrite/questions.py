@@ -31,9 +31,11 @@ class TrainedReader(Spec):
     kind: Literal["trained"] = "trained"
     layers: int = Field(default=4, ge=1, le=32)
     width: int = Field(default=128, ge=32, le=4096, multiple_of=32, description="Heads are 32 wide.")
-    steps: int = Field(default=3000, ge=1, le=10_000_000)
-    batch: int = Field(default=64, ge=1, le=65536, description="Questions in one training step.")
-    learning_rate: float = Field(default=2e-3, gt=0, lt=1)
+    steps: int = Field(default=2400, ge=1, le=10_000_000)
+    batch: int = Field(default=128, ge=1, le=65536, description="Questions in one training step.")
+    learning_rate: float = Field(default=3e-3, gt=0, lt=1)
+    order: Order = Field(default="explanation", description="What comes first in its prompts: ask it in this order.")
+    window: int = Field(default=9, ge=1, le=64, description="Tokens of a context that it is shown: rules look 8 back.")
     held_out: float = Field(default=0.1, gt=0, lt=1, description="Share of the sentences it is never trained on.")
     seed: int = Field(default=0, ge=0, lt=1 << 31)
 
@@ -99,6 +101,18 @@ class AskSpec(Spec):
     mass: bool = Field(default=True, description="Ask for the digits' total probability too.")
     flavour: Literal["renormalised", "full", "paper_top10"] = Field(
         default="renormalised", description="How an expected digit is read from ten probabilities."
+    )
+    screen: Literal["none", "exit", "cascade"] = Field(
+        default="none",
+        description="Answer in full only what a probe behind some layers of the reader (exit), or a smaller reader "
+        "(cascade), finds worth it; the rest counts as digit 0. Never for calibration by cases.",
+    )
+    screen_layer: int = Field(default=1, ge=1, le=1000, description="Layers before the exit.")
+    screen_recall: float = Field(
+        default=0.95, gt=0, lt=1, description="Chance that an answer that matters gets through the screen."
+    )
+    screen_contexts: int = Field(
+        default=64, ge=8, le=100_000, description="Contexts of its pilot, on the explain split."
     )
     gate: bool = Field(
         default=False, description="Ask only where the latent's lexical gate is open; elsewhere it is 0."
