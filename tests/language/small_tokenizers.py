@@ -94,6 +94,19 @@ def sentence_piece(vocabulary: int = 400) -> PreTrainedTokenizerFast:
     return wrapped
 
 
+@cache
+def llama2() -> PreTrainedTokenizerFast:
+    """As `sentence_piece`, in the older way: a sign for a space is put before every text between special tokens."""
+    described = json.loads(sentence_piece().backend_tokenizer.to_str())
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    described["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]}
+    described["pre_tokenizer"] = None
+    made = Tokenizer.from_str(json.dumps(described))
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    wrapped.chat_template = NO_SYSTEM
+    return wrapped
+
+
 def _train(made: Tokenizer, vocabulary: int, special: list[str], alphabet: bool = True) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
