@@ -8,11 +8,12 @@
 #   make accept-gpu ARGS='--help'     engines on this machine's GPU: equality, throughput, a lane, a pilot
 #   make bench-science ARGS=margin    the ladder, the coverage, a full-size pass and the margin, measured again
 #   make bench-simulate               what asking costs: packed beside one by one, and what screens save
+#   make bench-explaining             what showing rivals and showing errors adds to the sentences of the rule explainer
 #   make bench-less                   what asking less saves and loses: gates, cases, a cascade, an early exit
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-all test-vllm accept-gpu check fmt wheel bless-steps bench-science bench-simulate bench-less setup
+.PHONY: help run ui test test-all test-vllm accept-gpu check fmt wheel bless-steps bench-science bench-explaining bench-simulate bench-less setup
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -31,7 +32,7 @@ export OMP_NUM_THREADS ?= 1
 export DO_NOT_TRACK := 1
 
 help:
-	@sed -n '3,11s/^#//p' Makefile
+	@sed -n '3,/^$$/s/^#//p' Makefile
 
 run: $(READY)
 	@$(BIN)/python -m nlrewrite run $(ARGS)
@@ -67,6 +68,9 @@ wheel: $(READY)
 
 bench-science: $(READY)
 	nice $(BIN)/python -m benchmarks.science $(ARGS)
+
+bench-explaining: $(READY)
+	nice $(BIN)/python -m benchmarks.explaining $(ARGS)
 
 bench-simulate: $(READY)
 	nice $(BIN)/python -m benchmarks.simulate $(ARGS)

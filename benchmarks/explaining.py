@@ -151,6 +151,8 @@ def measure(
     ranked = {
         "directions": contrast.by_directions(dec_LE, RIVALS),
         "errors": contrast.by_errors(said, true_codes(explain.active, total).extra_PL, RIVALS),
+        "chance": np.stack([generator(0, "rivals", latent).choice(total, RIVALS, False) for latent in range(total)]),
+        "no one": np.full((total, 1), contrast.NONE),
     }
 
     def judge(name: str, edited: list[str], more: dict[str, Any]) -> None:
@@ -181,6 +183,10 @@ def measure(
     judge(f"refined, {rounds} rounds", [each.sentence for each in made], more)
     untested = [each.tried[0].sentence if each.tried else old for each, old in zip(made, plain, strict=True)]
     judge("one round of edits, untested", untested, {})
+
+
+def named(rivals_C: np.ndarray, latent: int) -> list[int]:
+    return [each for each in rivals_C.tolist() if each not in (contrast.NONE, latent)]
 
 
 def timed(
