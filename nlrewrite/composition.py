@@ -88,6 +88,7 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
 
     explanations = explain("explanations", spec.explain.max_quotes)
     reader = None if isinstance(spec.reader, RuleReader) else model("reader", spec.reader)
+    screener = None if isinstance(spec.screener, RuleReader) else model("screener", spec.screener)
     gates = step("gates", "gates", spec.gates, **read, activations=active["explain"]) if _gated(spec) else None
 
     def simulate(label: str, explanations: Artifact, split: Split, shuffle: bool = False) -> Artifact:
@@ -95,8 +96,12 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
         if reader is None:
             return spoken(label, explanations, split, shuffle)
         contexts = spec.ask.contexts if split == "calibrate" else "last"
-        asked = spec.ask.model_copy(update={"split": split, "shuffle": shuffle, "contexts": contexts})
+        screen = spec.ask.screen if contexts == "last" else "none"  # drawn cases are few, and all of them count
+        update = {"split": split, "shuffle": shuffle, "contexts": contexts, "screen": screen}
+        asked = spec.ask.model_copy(update=update)
         more = {"activations": active[split]} if contexts == "cases" else {}
+        more |= {"seen": active["explain"]} if screen != "none" else {}
+        more |= {"screener": screener} if screen == "cascade" and screener is not None else {}
         more |= {"gates": gates} if asked.gate and gates is not None else {}
         more |= {"scores": scored} if asked.with_score and scored is not None else {}
         return step(label, "answers", asked, **read, explanations=explanations, reader=reader, **more)

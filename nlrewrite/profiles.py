@@ -172,7 +172,7 @@ FORM = {
 
 
 DEFAULTS = RewriteSpec().model_dump()
-KINDS = ("text.source.kind", "subject.kind", "reader.kind", "writer.kind")
+KINDS = ("text.source.kind", "subject.kind", "reader.kind", "screener.kind", "writer.kind")
 
 
 def resolve(profile: str, overrides: Overrides, execution: Execution) -> RewriteSpec:

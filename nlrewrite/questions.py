@@ -5,6 +5,7 @@ In: a profile and the user's overrides. Out: frozen models, each a part of what 
 hash of its files; which engine runs the model is execution.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -71,6 +72,21 @@ class ServedReader(Spec):
 ReaderSpec = Annotated[
     RuleReader | TrainedReader | HubReader | FolderReader | ServedReader, Field(discriminator="kind")
 ]
+
+
+class TuneSpec(Spec):
+    """A reader taught further, on the true digits of some latents, by adapters that are merged into its weights."""
+
+    rank: int = Field(default=8, ge=1, le=1024, description="Of each adapter.")
+    alpha: float = Field(default=16.0, gt=0, description="An adapter's output is multiplied by alpha / rank.")
+    steps: int = Field(default=300, ge=1, le=10_000_000)
+    sentences: int = Field(default=8, ge=1, le=4096, description="Latents in one training step.")
+    active: int = Field(default=8, ge=1, description="Contexts of a latent where it is active, in one step.")
+    inactive: int = Field(default=8, ge=1, description="Contexts of a latent where it is not, in one step.")
+    learning_rate: float = Field(default=1e-4, gt=0, lt=1)
+    held_out: float = Field(default=0.1, gt=0, lt=1, description="Share of the latents it is judged by, untaught.")
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+
 
 # -- in which words ----------------------------------------------------------------------------------------------------
 
@@ -164,3 +180,34 @@ class QuizSpec(Spec):
         if len(set(self.also)) < len(self.also):
             raise ValueError(f"quiz.also names one twice: {', '.join(self.also)}. Name each once")
         return self
+
+
+# -- together ----------------------------------------------------------------------------------------------------------
+
+
+def check_models(
+    models: Mapping[str, ReaderSpec], ask: AskSpec, positions: Sequence[str], probes: Sequence[str]
+) -> None:
+    """ValueError where the language models of a rewriting do not fit together, or with what is to be measured."""
+    kinds = {name: model.kind for name, model in models.items()}
+    asked = kinds["reader"] != "rules"
+    if asked and tuple(positions) != ("last",):
+        raise ValueError(
+            f"a language model is asked about each window's last position: evaluate.positions is "
+            f"{', '.join(positions)}. Use --set 'evaluate.positions=[\"last\"]'"
+        )
+    if asked and probes:
+        raise ValueError(
+            f"questions about the method are answered with the rule reader: probes are {', '.join(probes)}. "
+            f"Leave --probes out, or use --set reader.kind=rules"
+        )
+    if asked and (ask.screen == "cascade") != (kinds["screener"] != "rules"):
+        raise ValueError(
+            f"a cascade has a smaller reader, and nothing else has one: ask.screen={ask.screen}, "
+            f"screener.kind={kinds['screener']}. Change --set ask.screen or screener.kind"
+        )
+    if kinds["writer"] != "rules" and not asked:
+        raise ValueError(
+            f"the rule reader cannot read what a language model writes: writer.kind={kinds['writer']}. "
+            f"Choose a reader with --set reader.kind"
+        )

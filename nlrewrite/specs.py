@@ -41,6 +41,7 @@ from nlrewrite.questions import (
     ServedReader,
     TrainedReader,
     WriteSpec,
+    check_models,
 )
 
 __all__ = [
@@ -309,7 +310,6 @@ class PilotSpec(Spec):
     free: int = Field(default=2000, ge=100, description="Contexts on which rewritings that cost nothing are measured.")
     gradients: int = Field(default=8, ge=1, le=256, description="Tokens drawn a context to see how loss reads errors.")
     level: float = Field(default=0.8, gt=0, lt=1, description="Of the interval.")
-    resamples: int = Field(default=500, ge=100, le=100_000)
     seed: int = Field(default=0, ge=0, lt=1 << 31)
 
     @model_validator(mode="after")
@@ -370,28 +370,8 @@ class RewriteSpec(Spec):
 
     @model_validator(mode="after")
     def _asked(self) -> "RewriteSpec":
-        """A language model is asked about the last position of windows, and nothing is measured where it was not."""
-        asked = not isinstance(self.reader, RuleReader)
-        if asked and self.evaluate.positions != ("last",):
-            raise ValueError(
-                f"a language model is asked about each window's last position: evaluate.positions is "
-                f"{', '.join(self.evaluate.positions)}. Use --set 'evaluate.positions=[\"last\"]'"
-            )
-        if asked and self.probes:
-            raise ValueError(
-                f"questions about the method are answered with the rule reader: probes are {', '.join(self.probes)}. "
-                f"Leave --probes out, or use --set reader.kind=rules"
-            )
-        if asked and (self.ask.screen == "cascade") != (not isinstance(self.screener, RuleReader)):
-            raise ValueError(
-                f"a cascade has a smaller reader, and nothing else has one: ask.screen={self.ask.screen}, "
-                f"screener.kind={self.screener.kind}. Change --set ask.screen or screener.kind"
-            )
-        if not isinstance(self.writer, RuleReader) and not asked:
-            raise ValueError(
-                f"the rule reader cannot read what a language model writes: writer.kind={self.writer.kind}. "
-                f"Choose a reader with --set reader.kind"
-            )
+        models = {name: getattr(self, name) for name in ("reader", "screener", "writer")}
+        check_models(models, self.ask, self.evaluate.positions, self.probes)
         return self
 
 

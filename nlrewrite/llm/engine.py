@@ -154,7 +154,9 @@ class Engine(Protocol):
     name: str
     exact_mass: bool
     """Whether `Scores.logmass` is told."""
-    usage: Usage
+
+    @property
+    def usage(self) -> Usage: ...
 
     def about(self) -> dict[str, object]:
         """Provenance: model, dtype, versions, kernels. No part of any name."""

@@ -15,7 +15,7 @@ from nlrewrite.artifacts import Folder
 from nlrewrite.llm.engine import Outcome
 from nlrewrite.report.markup import Markup, element, together
 from nlrewrite.report.tables import Column, table
-from nlrewrite.report.wording import count, percent
+from nlrewrite.report.wording import count, many, percent
 from nlrewrite.simulate.heard import ANSWERS
 from nlrewrite.simulate.rules import read_outcomes
 
@@ -145,7 +145,7 @@ def _model(folder: Folder) -> dict[str, Any]:
 
 def _name(model: dict[str, Any]) -> str:
     if model["kind"] == "trained":
-        return f"A Llama of {model['layers']} layers, {model['width']} wide, trained for it"
+        return f"A Llama of {many(model['layers'], 'layer')}, {model['width']} wide, trained for it,"
     return str(model.get("model") or f"a local model ({str(model.get('content', ''))[:12]})")
 
 

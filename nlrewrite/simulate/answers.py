@@ -9,24 +9,28 @@ which contexts are asked about, and no question tells them.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nlrewrite.activations.codes import true_codes
 from nlrewrite.activations.pairs import read as read_pairs
-from nlrewrite.activations.statistics import write_table
+from nlrewrite.activations.statistics import read_latents, write_table
 from nlrewrite.artifacts import Folder
 from nlrewrite.errors import SettingError
+from nlrewrite.language.prompts import Prompts, prompts
 from nlrewrite.language.reading import DIGITS
-from nlrewrite.llm.engine import Outcome
+from nlrewrite.language.template import template
+from nlrewrite.llm.engine import Engine, Outcome
+from nlrewrite.llm.opening import Wanted, opened, tokenizer
 from nlrewrite.questions import AskSpec
 from nlrewrite.simulate import expectation
 from nlrewrite.simulate.ask import NOTHING, Asked, ask
-from nlrewrite.simulate.drawing import by_activity
+from nlrewrite.simulate.drawing import at_random, by_activity
 from nlrewrite.simulate.expectation import Flavour
 from nlrewrite.simulate.rules import Simulated, read_sentences, shuffled
 from nlrewrite.text.positions import Positions, positions
@@ -42,10 +46,6 @@ CONTEXTS = "contexts.safetensors"
 
 
 def build(spec: AskSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
-    from nlrewrite.language.prompts import prompts
-    from nlrewrite.language.template import template
-    from nlrewrite.llm.opening import Wanted, opened, tokenizer
-
     sentences = read_sentences(inputs["explanations"])
     source = shuffled(sentences, spec.seed) if spec.shuffle else np.arange(len(sentences))
     where = positions(read_windows(inputs["tokens"], spec.split))
@@ -60,22 +60,59 @@ def build(spec: AskSpec, inputs: dict[str, Folder], out: Path, running: "Running
     cuts = tokenizer(inputs["reader"])
     compiled = prompts(template(spec.prompt), cuts, spec.order, scored=spec.with_score, name=spec.prompt.name)
     wanted = Wanted(compiled.labels, spec.mass, top=spec.flavour == "paper_top10")
+    texts = token_texts(inputs["subject"].root())
+
+    def shown(where: Positions, chosen: np.ndarray) -> list[str]:
+        contexts = (last_tokens(where, texts, position, spec.window) for position in chosen.tolist())
+        return [compiled.shown(tokens, (len(tokens) - 1,)) for tokens in contexts]
+
+    told = _scores(inputs) if spec.with_score else None
+    read = [sentences[origin] for origin in source]
     engine, _ = opened(inputs["reader"], running.execution, wanted)
     try:
-        texts = token_texts(inputs["subject"].root())
-        contexts = (last_tokens(where, texts, position, spec.window) for position in asked_about.tolist())
-        shown = [compiled.shown(tokens, (len(tokens) - 1,)) for tokens in contexts]
-        told = _scores(inputs) if spec.with_score else None
-        read = [sentences[origin] for origin in source]
-        asked = ask(engine, compiled, read, shown, context_LS, spec.order, running.progress, running.work, told)
+        if spec.screen != "none":
+            engine = _screened(spec, engine, compiled, read, told, shown, inputs, running)
+        known = shown(where, asked_about)
+        asked = ask(engine, compiled, read, known, context_LS, spec.order, running.progress, running.work, told)
         about = {"engine": engine.name, **engine.about(), "usage": vars(engine.usage)}
     finally:
         engine.close()
+    if spec.screen != "none":
+        dropped = (context_LS != NOTHING) & (asked.outcome == Outcome.SKIPPED)
+        asked = _with_closed(asked, dropped & np.array([bool(each) for each in read])[:, None])
     if closed_LS is not None:
         asked = _with_closed(asked, closed_LS)
     _write(out, asked, position_LS)
     (out / "usage.json").write_text(json.dumps(about, indent=1, default=str))
     _write_outcomes(out, asked, np.array([bool(sentence) for sentence in read]), source)
+
+
+def _screened(
+    spec: AskSpec,
+    engine: Engine,
+    compiled: Prompts,
+    sentences: list[str],
+    told: list[float] | None,
+    shown: Callable[[Positions, np.ndarray], list[str]],
+    inputs: dict[str, Folder],
+    running: "Running",
+) -> Engine:
+    """The engine behind a screen, which a pilot on last positions of the explain split sets up."""
+    from nlrewrite.simulate.sparing import behind
+
+    where = positions(read_windows(inputs["tokens"], "explain"))
+    ends = np.flatnonzero(np.diff(where.window, append=-1))
+    chosen = ends[at_random(len(ends), spec.screen_contexts, seed=spec.seed)]
+    asked = [latent for latent, sentence in enumerate(sentences) if sentence]
+    said: list[dict[str, Any]] = [
+        {"explanation": sentences[latent], **({} if told is None else {"score": told[latent]})} for latent in asked
+    ]
+    frequency_L = read_latents(inputs["seen"])["frequency"].to_numpy()[asked]
+
+    def smaller() -> Engine:
+        return opened(inputs["screener"], running.execution, Wanted(compiled.labels, spec.mass))[0]
+
+    return behind(spec, engine, compiled, said, shown(where, chosen), frequency_L, smaller)
 
 
 def questions(spec: AskSpec, where: Positions, inputs: dict[str, Folder], latents: int) -> np.ndarray:
