@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nlrewrite.artifacts import Artifact
-from nlrewrite.specs import GatingSpec, Probe, ReaderSpec, RewriteSpec, RuleReader, Spec, Split, TrainedReader
+from nlrewrite.specs import (
+    GatingSpec,
+    Probe,
+    ReaderSpec,
+    RewriteSpec,
+    RuleReader,
+    ServedReader,
+    Spec,
+    Split,
+    TrainedReader,
+)
 
 _KNOWN = ("subject", "tokens", "coder", "explain", "calibrate", "report")
 _SAID = ("on-calibrate", "simulation")
@@ -65,7 +75,10 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
 
     def model(label: str, of: ReaderSpec) -> Artifact:
         """A language model: trained here, or a reference to one."""
-        return step(label, "reader", of, **(read if isinstance(of, TrainedReader) else {}))
+        known = read if isinstance(of, TrainedReader) else {}
+        if isinstance(of, ServedReader) and not of.tokenizer:  # its prompts are cut by the subject's
+            known = {"subject": subject}
+        return step(label, "reader", of, **known)
 
     by_rules = isinstance(spec.writer, RuleReader)
     writer = None if by_rules else model("writer", spec.writer)

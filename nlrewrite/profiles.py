@@ -36,7 +36,7 @@ class Profile(BaseModel):
 READ_BY_A_MODEL: dict[str, Any] = {
     "explain": {"max_quotes": 4},
     "lengths": (),
-    "ask": {"contexts": "cases", "window": 12, "order": "explanation", "prompt": {"name": "reader"}},
+    "ask": {"contexts": "cases", "window": 9, "order": "explanation", "prompt": {"name": "reader"}},
     "calibrate": {"calibrators": ("none", "quantile-6", "isotonic-shrunk", "hurdle", "hurdle@log-odds")},
     "evaluate": {"positions": ("last",), "fractions": (0.5, 1.0)},
 }
