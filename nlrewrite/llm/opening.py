@@ -39,7 +39,7 @@ def tokenizer(folder: Folder) -> "PreTrainedTokenizerFast":
     return loading.tokenizer(folder.root())
 
 
-def opened(folder: Folder, execution: Execution, wanted: Wanted = Wanted()) -> "tuple[Engine, PreTrainedTokenizerFast]":  # noqa: B008 (frozen)
+def opened(folder: Folder, execution: Execution, wanted: Wanted = Wanted()) -> "tuple[Engine, PreTrainedTokenizerFast]":
     """The engine and its tokenizer; whoever opens it closes it."""
     about: dict[str, Any] = json.loads(folder.path(REFERENCE).read_text(encoding="utf-8"))
     name = execution.engine if execution.engine != "auto" else _best(about, execution, wanted)
@@ -75,8 +75,10 @@ def opened(folder: Folder, execution: Execution, wanted: Wanted = Wanted()) -> "
         from nlrewrite.llm.reference import Reference
 
         return Reference(model, cuts), cuts
+    from nlrewrite.llm.linear import prepack
     from nlrewrite.llm.packed import Packed
 
+    prepack(model)
     return Packed(model, cuts, tokens=execution.engine_tokens, mass=wanted.mass, top=wanted.top), cuts
 
 
@@ -103,6 +105,7 @@ def _server(about: dict[str, Any], execution: Execution, cuts: "PreTrainedTokeni
         timeout=execution.request_timeout,
         tries=execution.request_tries,
         mass=wanted.mass,
+        top=wanted.top,
     )
 
 

@@ -67,6 +67,8 @@ def ask(
         for number, (start, end) in enumerate(_pieces(by)):
             name = f"asked-{number:06d}-{end}"
             stored = work.read(name) if work is not None else None
+            if stored is None:
+                texts.check(int(pair.latent[start]), int(pair.context[start]))
             part = _unpacked(stored) if stored is not None else _answered(engine, texts, pair, by, start, end)
             if stored is None and work is not None:
                 work.write(name, _packed(part))
@@ -127,6 +129,11 @@ class _Texts:
             given = self._sentence(which) if self._order == "context" else self._context(which)
             self._suffixes[which] = self.prompts.suffix(**given)
         return self._suffixes[which]
+
+    def check(self, latent: int, context: int) -> None:
+        """That a pair's prefix and suffix are together the ids of the whole prompt."""
+        said, shown = self._sentence(latent), self._context(context)
+        self.prompts.split_checked(*((shown, said) if self._order == "context" else (said, shown)))
 
     def of(self, pair: _Pairs) -> np.ndarray:
         """Which suffix each pair has."""

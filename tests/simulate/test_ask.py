@@ -21,6 +21,9 @@ class Ids:
     def prefix(self, **given: str) -> np.ndarray:
         return np.array([1, *map(ord, str(sorted(given.items())))], dtype=np.int32)
 
+    def split_checked(self, prefix_given: dict[str, str], suffix_given: dict[str, str]) -> None:
+        assert not prefix_given.keys() & suffix_given.keys()
+
     def suffix(self, **given: str) -> np.ndarray:
         return np.array([2, *map(ord, str(sorted(given.items())))], dtype=np.int32)
 
