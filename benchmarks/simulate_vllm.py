@@ -27,10 +27,17 @@ from nlrewrite.llm.packed import Packed
 from nlrewrite.llm.vllm import Mode, Vllm
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "nano": {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4},
+    "nano": {
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 32,  # vLLM's attention on a CPU takes no narrower heads
+        "initializer_range": 0.12,
+    },
     "tiny": {},
 }
-SHAPES["nano"] |= {"num_key_value_heads": 1, "head_dim": 32}  # vLLM's attention takes heads of 32 and more
 AIM = 1.2
 """For nano; on the larger model the layers' arithmetic decides."""
 LABELS = tuple(range(1, 11))
@@ -91,9 +98,7 @@ def compared(name: str, folder: Path, turns: int) -> list[Line]:
 
 def against_text(vllm: Vllm, turns: int) -> Line:
     """Token ids and the labels alone, against what is usually written: texts, and the 20 likeliest tokens."""
-    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-
-    usual, words = SamplingParams(max_tokens=1, temperature=0.0, logprobs=20), tokenizer()
+    usual, words = vllm._vllm.SamplingParams(max_tokens=1, temperature=0.0, logprobs=20), tokenizer()
 
     def as_text(asked: PrefixBlock) -> None:
         ids = [[*asked.prefix.tolist(), *asked.suffix(index).tolist()] for index in range(len(asked))]

@@ -310,7 +310,9 @@ class Vllm:
         return self._llm
 
     def _check_alone(self) -> None:
-        other = Vllm._alive() if Vllm._alive else None
+        if Vllm._alive is None:
+            return
+        other = Vllm._alive()
         if other is not None and other._llm is not None:
             raise SettingError("a process holds one vLLM engine at a time, and one is open. close() it first")
         gc.collect()  # an engine that was dropped without close() must not tear down the process groups of this one
