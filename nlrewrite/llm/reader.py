@@ -108,11 +108,10 @@ def taught(spec: TrainedReader, where: Any, texts: list[bytes]) -> tuple[Any, An
     words = spelling.words_of(" ".join(piece for piece in template(prompt()).turn))
     cuts = spelling.tokenizer(known, words)
     asked = prompts(template(prompt()), cuts, spec.order)
-    ids_VF = np.zeros((len(texts), 2), dtype=np.int64)
-    ids_VF[common] = training.form_ids(cuts, [texts[token] for token in common.tolist()])
-    ids_VF = ids_VF[vocabulary.first_V]
+    ids = cuts([form for text in texts for form in spelling.forms(text)], add_special_tokens=False)["input_ids"]
+    spelled = [np.array(each, dtype=np.int64) for each in ids]
     teacher = Teacher(where, vocabulary, spec.window, spec.held_out, spec.seed)
-    return cuts, training.Material(teacher, asked, ids_VF[:, 0], ids_VF[:, 1], spec.window)
+    return cuts, training.Material(teacher, asked, spelled[::2], spelled[1::2], spec.window)
 
 
 # -- named -------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from nlrewrite.llm.judging import Answered, Judgement, judge
 from nlrewrite.llm.lessons import LAST, Lesson, Stage, Teacher
 from nlrewrite.llm.rare import rare_loss
 from nlrewrite.llm.rows import last_logits, rows
-from nlrewrite.llm.spelling import forms
+from nlrewrite.llm.spelling import forms, spelled
 from nlrewrite.questions import TrainedReader
 from nlrewrite.seeds import derive, torch_generator
 
@@ -58,18 +58,17 @@ class Material:
 
     teacher: Teacher
     prompts: "Prompts"
-    quoted_V: np.ndarray
-    """Id of each token of the subject where it is quoted; its first one where tokens are spelled alike."""
-    marked_V: np.ndarray
+    quoted: Sequence[np.ndarray]
+    """Ids of each token of the subject where it is quoted: one, or many for a token that the reader does not know."""
+    marked: Sequence[np.ndarray]
     window: int
 
     def context(self, position: int, shown: int) -> np.ndarray:
         """Ids of the context that ends at a position, as the prompt shows it."""
         where = self.teacher.contexts.where
         first = position - min(int(where.offset[position]), shown - 1)
-        ids = self.quoted_V[where.token[first : position + 1]]
-        ids[-1] = self.marked_V[where.token[position]]
-        return ids
+        before = [self.quoted[token] for token in where.token[first:position].tolist()]
+        return np.concatenate([*before, self.marked[where.token[position]]])
 
     def questions(self, lessons: Sequence[Lesson], shown: int) -> tuple[list[Any], list[list[Any]]]:
         """Prefixes and suffixes of all questions of the lessons, in their order."""
@@ -106,7 +105,7 @@ class Material:
 
 
 def fresh_model(spec: TrainedReader, tokenizer: Any, texts: Sequence[bytes]) -> Any:
-    """An untrained model whose weights come from our own generator."""
+    """An untrained model whose weights come from our own generator; it knows the tokens `texts` in both forms."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -137,7 +136,7 @@ def fresh_model(spec: TrainedReader, tokenizer: Any, texts: Sequence[bytes]) -> 
                 parameter.fill_(1.0)
         form_FE = torch.randn(2, spec.width, generator=draws) * FORM
         embedding = model.get_input_embeddings().weight.normal_(0.0, 1.0, generator=draws)
-        ids_VF = torch.tensor(form_ids(tokenizer, [text for text in texts if text]))
+        ids_VF = torch.tensor([[tokenizer.vocab[spelled(form)] for form in forms(text)] for text in texts])
         same_VE = torch.randn(len(ids_VF), spec.width, generator=draws)
         for form in range(2):
             embedding[ids_VF[:, form]] = same_VE + form_FE[form]
@@ -146,11 +145,9 @@ def fresh_model(spec: TrainedReader, tokenizer: Any, texts: Sequence[bytes]) -> 
     return model.train()
 
 
-def form_ids(tokenizer: Any, texts: Sequence[bytes]) -> np.ndarray:
-    """[V, 2]: id of each token quoted, and marked; what is spelled in pieces is refused."""
-    spelled = tokenizer([form for text in texts for form in forms(text)], add_special_tokens=False)["input_ids"]
-    assert all(len(ids) == 1 for ids in spelled), "a token of the subject is spelled in pieces"
-    return np.array(spelled, dtype=np.int64).reshape(-1, 2)
+def known(tokenizer: Any, text: bytes) -> bool:
+    """Whether the reader has single tokens for a token of the subject."""
+    return bool(text) and all(spelled(form) in tokenizer.vocab for form in forms(text))
 
 
 def _begin_matching(attention: Any, form_FE: torch.Tensor, draws: torch.Generator) -> None:
@@ -185,7 +182,8 @@ class Trained:
 
 def train(spec: TrainedReader, material: Material, tokenizer: Any, progress: "Progress", work: Any = None) -> Trained:
     """`work` keeps what has been done so far, if given."""
-    model = fresh_model(spec, tokenizer, material.teacher.contexts.vocabulary.texts)
+    single = [text for text in material.teacher.contexts.vocabulary.ids if known(tokenizer, text)]
+    model = fresh_model(spec, tokenizer, single)
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     began, spent = time.process_time(), 0.0
     done, curve = 0, list[dict[str, float]]()
