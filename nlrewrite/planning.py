@@ -282,6 +282,8 @@ class Asking:
             each = (
                 asked.active + self.passed[0] * asked.inactive if asked.contexts == "cases" else each * self.passed[0]
             )
+        if asked.screen != "none":  # how many it will drop is not known: what is asked is this, at most, and its pilot
+            each += asked.screen_contexts
         return Questions(each * self.latents, self.latents, contexts)
 
     def costs(self, prices: Prices) -> tuple[Cost, ...]:
@@ -305,7 +307,8 @@ class Asking:
             return "known once the tokens step is built"
         if self.published is None and not sum(each.count for each in self.questions or ()):
             return "all are answered"
-        return costs.assumptions(self.model, self.lengths, self.sentences is None)
+        bound = self.sentences is None or self.spec.ask.screen != "none"
+        return costs.assumptions(self.model, self.lengths, bound)
 
     def row(self, label: str) -> PlanRow | None:
         return next((row for row in self._planner.rows if row.step == label), None)

@@ -136,6 +136,7 @@ def terms(spec: RewriteSpec, asking: Asking, results: dict[str, Any] | None) -> 
         gap=gap,
         loss=loss or budget.LOSS,
         arms=asking.arms,
+        pilot=0 if spec.ask.screen == "none" else spec.ask.screen_contexts,
         assumed=tuple(assumed),
     )
 

@@ -144,3 +144,19 @@ def test_a_run_with_too_little_stops_before_anything_is_built(store: Path, capsy
     assert cli.main(["run", "--local", "--profile", "smoke-reader", "--budget", "10 queries"]) == 2
     assert "the least that does is" in capsys.readouterr().err
     assert not (store / "store" / "manifests").exists()
+
+
+def test_a_screens_pilot_is_paid_for(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """24 questions more of each of 64 latents, in both arms; never for calibration."""
+    counts: list[int] = []
+    for more in ([], ["--set", "ask.screen=exit", "--set", "ask.screen_contexts=24"]):
+        assert cli.main(["plan", "--profile", "smoke-reader", "--json", *more]) == 0
+        counts.append(json.loads(capsys.readouterr().out)["costs"][0]["queries"])
+    assert counts[1] - counts[0] == 2 * 64 * 24
+    arguments = ["plan", "--profile", "smoke-reader", "--budget", "30k queries", "--json"]
+    prompts: list[int] = []
+    for more in ([], ["--set", "ask.screen=exit", "--set", "ask.screen_contexts=24"]):
+        assert cli.main([*arguments, "--set", "tokens.limits.report=5000", *more]) == 0
+        found = json.loads(capsys.readouterr().out)["spent"]["offers"]
+        prompts.append(next(each["prompts"] for each in found if each["settings"][1] == "ask.active=10"))
+    assert prompts[0] - prompts[1] == 24

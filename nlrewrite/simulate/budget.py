@@ -127,6 +127,8 @@ class Terms:
     loss: tuple[tuple[float, float], ...] = LOSS
     screenings: tuple[Screening, ...] = ()
     arms: int = ARMS
+    pilot: int = 0
+    """Contexts of each latent that a screen's own pilot asks about, in every arm; what it saves is not known."""
     assumed: tuple[str, ...] = field(default=(), compare=False)
     """What of this is not measured on this subject."""
 
@@ -256,7 +258,7 @@ def _questions(plan: _Plan, terms: Terms, prompts: int) -> tuple[Questions, Ques
     count = plan.latents.count
     return (
         Questions(terms.arms * count * (active + passed * inactive), terms.arms * count, terms.arms * terms.contexts),
-        Questions(terms.arms * count * prompts * passed, terms.arms * count, terms.arms * prompts),
+        Questions(terms.arms * count * (prompts * passed + terms.pilot), terms.arms * count, terms.arms * prompts),
     )
 
 
