@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import ndtri
 
 from nlrewrite.activations.codes import true_codes
 from nlrewrite.activations.pairs import read as read_pairs
 from nlrewrite.artifacts import Folder
 from nlrewrite.coders import topk
 from nlrewrite.probes import pilot_errors, pilot_gain, pilot_loss, pilot_pairs, upstream
-from nlrewrite.probes.pilot_gain import Composed, Resampled
+from nlrewrite.probes.pilot_gain import Composed, Figure
 from nlrewrite.probes.pilot_loss import Translation
 from nlrewrite.probes.pilot_pairs import InColumns, Pairs
 from nlrewrite.probes.upstream import Part, Upstream
@@ -120,7 +121,7 @@ def free(spec: PilotSpec, on: Ground, progress: "Progress") -> Translation:
 
 def composed(
     spec: PilotSpec, on: Ground, pairs: Pairs, said: Said, reads_VRE: np.ndarray | None, context_V: np.ndarray | None
-) -> Resampled:
+) -> Composed:
     """The error of the whole from what was said about the pairs, in their columns."""
     up, where = on.up, on.part.where
     found = pilot_errors.errors(pairs, said, on.part.truth_PL, up.known, spec.calibrator)
@@ -138,30 +139,31 @@ def composed(
         reads_VRE,
         context_V,
     )
-    return pilot_gain.resampled(given, spec.resamples, spec.seed)
+    return pilot_gain.composed(given)
 
 
-def predicted(whole: Resampled, translation: Translation, level: float, seed: int) -> Prediction:
-    """Errors as losses. The interval holds documents, latents and how far free rewritings were off, together."""
-    noise = generator(seed, "pilot", "translation").uniform(-1, 1, len(whole.drawn))
-    factors = np.exp(translation.shift + translation.spread * noise)
-
-    def interval(measured: float, drawn: np.ndarray) -> Interval:
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-        return Interval(measured, float(low), float(high))
-
-    def of(name: str) -> np.ndarray:
-        return np.array([getattr(each, name) for each in whole.drawn])
-
-    share = whole.measured.share * float(np.exp(translation.shift))
-    shares = of("share") * factors
-    return Prediction(
-        interval(1 - share, 1 - shares),
-        interval(1 - whole.measured.together, 1 - of("together")),
-        interval(1 - whole.measured.alone, 1 - of("alone")),
-        whole.measured.read,
-        interval(share * translation.mean_loss, shares * translation.mean_loss),
+def predicted(whole: Composed, translation: Translation, level: float) -> Prediction:
+    """Errors as losses. The interval holds documents, latents and how far free rewritings were off."""
+    critical = float(ndtri((1 + level) / 2))
+    factor = float(np.exp(translation.shift))
+    share = Figure(
+        factor * whole.share.value,
+        factor * float(np.hypot(whole.share.error, whole.share.value * translation.spread / np.sqrt(3))),
     )
+    nats = Figure(share.value * translation.mean_loss, share.error * translation.mean_loss)
+    return Prediction(
+        _less(share, critical),
+        _less(whole.together, critical),
+        _less(whole.alone, critical),
+        whole.read.value,
+        Interval(nats.value, max(0.0, nats.value - critical * nats.error), nats.value + critical * nats.error),
+    )
+
+
+def _less(share: Figure, critical: float) -> Interval:
+    """What is gained where this share is left."""
+    reach = critical * share.error
+    return Interval(1 - share.value, 1 - share.value - reach, min(1.0, 1 - share.value + reach))
 
 
 def pilot(
@@ -171,7 +173,7 @@ def pilot(
     context_V = readable(pairs, spec.seed)
     whole = composed(spec, on, pairs, said, gradients(spec, on, context_V, progress), context_V)
     translation = free(spec, on, progress)
-    return predicted(whole, translation, spec.level, spec.seed), whole.measured, translation
+    return predicted(whole, translation, spec.level), whole, translation
 
 
 # -- as a step ---------------------------------------------------------------------------------------------------------

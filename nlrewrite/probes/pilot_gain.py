@@ -2,7 +2,7 @@
 
 In: errors of piloted latents at the contexts asked about, and what mean ablation of *all* latents gets wrong there,
 which is free. Out: the squared error of the whole rewriting as a share of mean ablation's, and the same with errors
-weighed by how the loss reads them; both with resamples over documents and latents. Invariant: it is linear in sums over
+weighed by how the loss reads them; with standard errors over documents and latents. Invariant: it is linear in sums over
 latents and over pairs of latents, so that a random sample of latents gives it without bias; all of them, exactly.
 
 With t_l the error of latent l's mean, d_l that of its prediction less t_l, each times its decoder row, M = sum of t_l
@@ -12,20 +12,21 @@ over all latents and beta the share of t_l that predictions take away on average
 
 The first term is known, the second and the third are sums over latents, scaled by N/n; the last, the cross terms that
 no latent shows by itself, is seen where all piloted latents are replaced at once, and scaled by N (N - 1) / n (n - 1).
+
+A standard error is two-way: variance over documents, plus variance over latents (of finitely many), less the variance
+of what each latent does in each document, which both hold. A bootstrap that draws both at once would count that three
+times, and it is most of it.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 
 from nlrewrite.probes.pilot_errors import Errors
 from nlrewrite.probes.pilot_pairs import Pairs
-from nlrewrite.seeds import generator
 
 DD, DT, TT, DM, TM, READ_WRONG, READ_OFF = range(7)
-CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -60,25 +61,25 @@ class Splice:
 
 
 @dataclass(frozen=True)
-class Composed:
-    """Shares of mean ablation's squared error: of the whole rewriting, and what they are made of."""
+class Figure:
+    """An estimate, and its standard error over documents and latents."""
 
-    alone: float
-    """Of each latent by itself, as if errors of different latents had nothing to do with each other."""
-    together: float
-    """Of all latents replaced at once."""
-    read: float
-    """How much louder the loss reads what predictions leave wrong than what means leave wrong."""
-
-    @property
-    def share(self) -> float:
-        return max(self.together, 0.0) * self.read
+    value: float
+    error: float
 
 
 @dataclass(frozen=True)
-class Resampled:
-    measured: Composed
-    drawn: tuple[Composed, ...] = field(repr=False)
+class Composed:
+    """Shares of mean ablation's squared error: of the whole rewriting, and what they are made of."""
+
+    alone: Figure
+    """Of each latent by itself, as if errors of different latents had nothing to do with each other."""
+    together: Figure
+    """Of all latents replaced at once."""
+    read: Figure
+    """How much louder the loss reads what predictions leave wrong than what means leave wrong."""
+    share: Figure
+    """`together` as the loss reads it."""
 
 
 def splice(
@@ -137,90 +138,125 @@ def splice(
     )
 
 
-def composed(given: Splice, weight_L: np.ndarray | None = None, weight_G: np.ndarray | None = None) -> Composed:
-    """The whole, with latents and documents counted by weights (all once, if none)."""
-    w = np.ones(given.latents) if weight_L is None else weight_L
-    g = np.ones(len(given.count_G)) if weight_G is None else weight_G
-    sums = w @ _per_latent(given, g)
-    known = float(g @ given.square_G) / float(g @ given.count_G)
+def composed(given: Splice) -> Composed:
+    n, all_ = given.latents, given.population
+    case_LS, read_LS = _cases(given, given.asked_LS), _cases(given, given.read_LS)
+    sums = np.einsum("kls,ls->k", given.value_KLS, case_LS)
+    known, near = given.square_G.sum() / given.count_G.sum(), float(given.square_C.mean())
     beta = float(np.clip(-sums[DT] / sums[TT], 0, 1)) if sums[TT] > 0 else 0.0
-    scale, pairs = given.population / w.sum(), w.sum() ** 2 - np.square(w).sum()
-    by_one = scale * (
-        2 * (1 - beta) * (sums[DM] + beta * sums[TM]) + sums[DD] + 2 * beta * sums[DT] + beta**2 * sums[TT]
-    )
-    if given.population > 1 and pairs > 0:
-        every = given.population * (given.population - 1) / pairs
-        by_two = every * _cross(given, beta, w, g) / _mean(given.square_C, g[given.group_C])
-    else:
-        by_two = 0.0
-    return Composed(
-        float((sums[DD] + 2 * sums[DT] + sums[TT]) / sums[TT]) if sums[TT] > 0 else 1.0,
-        float((1 - beta) ** 2 + by_one / known + by_two),
-        _louder(given, w, g),
-    )
 
+    own_LS = _of_one(given.value_KLS, beta)
+    one = _Influence.of_cases(given, own_LS, case_LS).times(all_ / n)
+    u_LC = given.moved_LC + np.float32(beta) * given.off_LC
+    two = _of_two(given, u_LC).times(all_ * (all_ - 1) / (n * max(n - 1, 1)))
+    by_one, by_two = one.value / known, two.value / near
+    of_known = _Influence.of_groups(given, given.square_G - known * given.count_G, given.count_G)
+    of_near = _Influence.of_contexts(given, given.square_C - near)
+    together = one.times(1 / known).plus(of_known, -by_one / known)
+    together = together.plus(two.times(1 / near)).plus(of_near, -by_two / near)
+    together = together.with_value((1 - beta) ** 2 + by_one + by_two)
 
-def resampled(given: Splice, resamples: int, seed: int) -> Resampled:
-    """Documents are drawn with replacement; latents too, as a sample without replacement from finitely many."""
-    measured = composed(given)
-    latents, groups = given.latents, len(given.count_G)
-    spread = sqrt(max(0.0, 1 - latents / given.population) * latents / max(latents - 1, 1))
-    widen = sqrt(groups / (groups - 1))
-    draws = generator(seed, "pilot", "bootstrap")
-
-    def each() -> Iterator[Composed]:
-        for _ in range(resamples):
-            latent = draws.multinomial(latents, np.full(latents, 1 / latents)) - 1.0
-            group = draws.multinomial(groups, np.full(groups, 1 / groups)) - 1.0
-            yield composed(given, 1 + spread * latent, np.maximum(1 + widen * group, 0))
-
-    return Resampled(measured, tuple(each()))
-
-
-def _per_latent(given: Splice, weight_G: np.ndarray) -> np.ndarray:
-    """Mean over all contexts of each latent's numbers: [L, 5], active and inactive cases each at their share."""
-    total = np.zeros((given.latents, 5))
-    case_LS = weight_G[given.group_LS] * given.asked_LS
-    for mask, share_L in ((given.active_LS, given.rate_L), (~given.active_LS, 1 - given.rate_L)):
-        weight = _shares(case_LS * mask, (given.asked_LS & mask).astype(np.float64))
-        total += share_L[:, None] * np.einsum("kls,ls->lk", given.value_KLS[:5], weight)
-    return total
-
-
-def _louder(given: Splice, weight_L: np.ndarray, weight_G: np.ndarray) -> float:
-    """The ratio of both errors as the loss reads them, over their ratio in the output, in the same cases."""
-    case_LS = weight_G[given.group_LS] * given.read_LS
-    named = (READ_WRONG, READ_OFF)
-    sums = np.zeros(4)
     value = given.value_KLS
-    wrong = value[DD] + 2 * value[DT] + value[TT]
+    wrong_LS = value[DD] + 2 * value[DT] + value[TT]
+    alone = _ratio(given, [(wrong_LS, 1), (value[TT], -1)], case_LS)
+    louder = [(value[READ_WRONG], 1), (value[READ_OFF], -1), (wrong_LS, -1), (value[TT], 1)]
+    read = _ratio(given, louder, read_LS)
+    share = together.times(read.value).plus(read, together.value).with_value(max(together.value, 0.0) * read.value)
+    return Composed(*(each.figure(given) for each in (alone, together, read, share)))
+
+
+@dataclass(frozen=True)
+class _Influence:
+    """A figure, and what it owes to each latent, to each document group, and to both together."""
+
+    value: float
+    of_L: np.ndarray
+    of_G: np.ndarray
+    of_LG: np.ndarray
+
+    @classmethod
+    def of_cases(cls, given: Splice, value_LS: np.ndarray, weight_LS: np.ndarray) -> "_Influence":
+        """A sum over latents of means over their cases."""
+        each_L = (value_LS * weight_LS).sum(1)
+        apart_LS = np.zeros_like(value_LS)
+        for mask in (given.active_LS, ~given.active_LS):
+            inside = weight_LS * mask
+            mean_L = (value_LS * inside).sum(1) / np.maximum(inside.sum(1), 1e-300)
+            apart_LS += inside * (value_LS - mean_L[:, None])
+        of_LG = np.zeros((given.latents, len(given.count_G)))
+        rows = np.broadcast_to(np.arange(given.latents)[:, None], apart_LS.shape)
+        np.add.at(of_LG, (rows, given.group_LS), apart_LS)
+        return cls(float(each_L.sum()), each_L - each_L.mean(), of_LG.sum(0), of_LG)
+
+    @classmethod
+    def of_groups(cls, given: Splice, value_G: np.ndarray, count_G: np.ndarray) -> "_Influence":
+        """A mean over all contexts, that of the groups' sums."""
+        none = np.zeros((given.latents, len(given.count_G)))
+        return cls(0.0, none[:, 0], value_G / count_G.sum(), none)
+
+    @classmethod
+    def of_contexts(cls, given: Splice, value_C: np.ndarray) -> "_Influence":
+        """A mean over the shared contexts."""
+        of_G = np.bincount(given.group_C, value_C, minlength=len(given.count_G))
+        return cls.of_groups(given, of_G, np.array([len(value_C)]))
+
+    def times(self, factor: float) -> "_Influence":
+        return _Influence(self.value * factor, self.of_L * factor, self.of_G * factor, self.of_LG * factor)
+
+    def plus(self, other: "_Influence", factor: float = 1.0) -> "_Influence":
+        each = (getattr(self, name) + factor * getattr(other, name) for name in ("value", "of_L", "of_G", "of_LG"))
+        return _Influence(*each)
+
+    def with_value(self, value: float) -> "_Influence":
+        return _Influence(value, self.of_L, self.of_G, self.of_LG)
+
+    def figure(self, given: Splice) -> Figure:
+        """Errors of documents and of latents, less what they count twice: what a latent does in a document."""
+        n, groups = given.latents, len(given.count_G)
+        finite = (1 - n / given.population) * n / max(n - 1, 1)
+        by_latent, by_both = finite * float(np.square(self.of_L).sum()), float(np.square(self.of_LG).sum())
+        by_group = groups / (groups - 1) * float(np.square(self.of_G).sum())
+        return Figure(float(self.value), sqrt(by_group + max(0.0, by_latent - finite * by_both)))
+
+
+def _cases(given: Splice, there_LS: np.ndarray) -> np.ndarray:
+    """What each case weighs in the mean over all contexts: active and inactive ones each have their share."""
+    weight = np.zeros(there_LS.shape)
     for mask, share_L in ((given.active_LS, given.rate_L), (~given.active_LS, 1 - given.rate_L)):
-        weight = _shares(case_LS * mask, (given.read_LS & mask).astype(np.float64))
-        weight *= (weight_L * share_L)[:, None]
-        sums += [
-            *(float((value[name] * weight).sum()) for name in named),
-            (wrong * weight).sum(),
-            (value[TT] * weight).sum(),
-        ]
-    loud, quiet = sums[0] * sums[3], sums[1] * sums[2]
-    return float(loud / quiet) if quiet > 0 else 1.0
+        inside = there_LS & mask
+        weight += inside * (share_L / np.maximum(inside.sum(1), 1))[:, None]
+    return weight
 
 
-def _shares(weight_LS: np.ndarray, plain_LS: np.ndarray) -> np.ndarray:
-    """Rows that add up to one; by the plain weights where a resample holds no case, 0 where there is none at all."""
-    total = weight_LS.sum(1, keepdims=True)
-    used = np.where(total > 0, weight_LS, plain_LS)
-    return used / np.maximum(used.sum(1, keepdims=True), 1e-300)
+def _of_one(value_KLS: np.ndarray, beta: float) -> np.ndarray:
+    """What a latent adds to the square by itself and with M, in each case."""
+    with_rest = 2 * (1 - beta) * (value_KLS[DM] + beta * value_KLS[TM])
+    return with_rest + value_KLS[DD] + 2 * beta * value_KLS[DT] + beta**2 * value_KLS[TT]
 
 
-def _cross(given: Splice, beta: float, weight_L: np.ndarray, weight_G: np.ndarray) -> float:
-    """Mean over the shared contexts of the products of different latents' u."""
-    u_LC = (given.moved_LC + np.float32(beta) * given.off_LC) * weight_L[:, None].astype(np.float32)
+def _of_two(given: Splice, u_LC: np.ndarray) -> _Influence:
+    """Products of different latents' u, added up over pairs, in the mean over the shared contexts."""
+    n, contexts = u_LC.shape
     together_CE = u_LC.T @ given.dec_LE
-    alone_C = np.square(given.dec_LE).sum(1) @ np.square(u_LC)
-    return _mean(np.square(together_CE).sum(1) - alone_C, weight_G[given.group_C])
+    alone_LC = np.square(u_LC) * np.square(given.dec_LE).sum(1)[:, None]
+    each_LC = (u_LC * (given.dec_LE @ together_CE.T) - alone_LC).astype(np.float64)
+    of_C, mean_L = each_LC.sum(0), each_LC.mean(1)
+    value = float(of_C.mean())
+    groups = len(given.count_G)
+    of_LG = np.zeros((n, groups))
+    apart = each_LC - mean_L[:, None] - of_C / n + value / n
+    np.add.at(of_LG.T, given.group_C, 2 * apart.T / contexts)
+    of_G = np.bincount(given.group_C, (of_C - value) / contexts, minlength=groups)
+    return _Influence(value, 2 * (mean_L - value / n), of_G, of_LG)
 
 
-def _mean(value_C: np.ndarray, weight_C: np.ndarray) -> float:
-    total = weight_C.sum()
-    return float((value_C * weight_C).sum() / total) if total > 0 else float(value_C.mean())
+def _ratio(given: Splice, terms: list[tuple[np.ndarray, int]], weight_LS: np.ndarray) -> _Influence:
+    """A product of sums over latents, each to the power 1 or -1."""
+    parts = [(_Influence.of_cases(given, value_LS, weight_LS), power) for value_LS, power in terms]
+    if not all(part.value > 0 for part, _ in parts):
+        return parts[0][0].times(0).with_value(1.0)
+    value = float(np.prod([part.value**power for part, power in parts]))
+    total = parts[0][0].times(0)
+    for part, power in parts:
+        total = total.plus(part, power * value / part.value)
+    return total.with_value(value)
