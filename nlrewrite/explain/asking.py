@@ -97,22 +97,42 @@ def context(text: Text, position: int, window: int, value: float = 0.0) -> Examp
     return Example(position, first, int(text.where.group[position]), tokens, activation, (len(tokens) - 1,))
 
 
-def asked_cases(
-    group_P: np.ndarray, position: np.ndarray, value: np.ndarray, shown_P: np.ndarray, seed: int, latent: int
-) -> Cases:
-    """Some contexts of a latent from either part, each standing for as many as it was drawn from."""
-    draws = generator(seed, "refine", "cases", latent)
-    active_P = np.zeros(len(group_P), dtype=bool)
-    active_P[position] = True
-    chosen: list[np.ndarray] = []
-    weights: list[np.ndarray] = []
-    for part_P in (shown_P, ~shown_P):
-        for kind_P, most in ((part_P & active_P, ACTIVE), (part_P & ~active_P, SILENT)):
-            there = np.flatnonzero(kind_P)
-            taken = np.sort(draws.choice(there, min(most, len(there)), replace=False))
-            chosen.append(taken)
-            weights.append(np.full(len(taken), len(there) / max(len(taken), 1)))
-    at = np.concatenate(chosen)
-    truth_P = np.zeros(len(group_P))
-    truth_P[position] = value
-    return Cases(at, truth_P[at], np.concatenate(weights), group_P[at], shown_P[at])
+class Drawing:
+    """Draws the contexts of a latent that are asked about, from either part of the documents."""
+
+    def __init__(self, group_P: np.ndarray, shown_P: np.ndarray, seed: int) -> None:
+        self._group_P, self._shown_P, self._seed = group_P, shown_P, seed
+        self._parts = np.flatnonzero(shown_P), np.flatnonzero(~shown_P)
+
+    def cases(self, latent: int, position: np.ndarray, value: np.ndarray) -> Cases:
+        """Each context stands for as many as it was drawn from; `position` ascends."""
+        draws = generator(self._seed, "refine", "cases", latent)
+        chosen: list[np.ndarray] = []
+        truths: list[np.ndarray] = []
+        weights: list[np.ndarray] = []
+        for part, inside in zip(self._parts, (self._shown_P[position], ~self._shown_P[position]), strict=True):
+            there = np.flatnonzero(inside)
+            active = np.sort(draws.choice(there, min(ACTIVE, len(there)), replace=False))
+            silent = _silent(part, position, min(SILENT, len(part) - len(there)), draws)
+            chosen += [position[active], silent]
+            truths += [value[active].astype(np.float64), np.zeros(len(silent))]
+            for drawn, stands_for in ((active, len(there)), (silent, len(part) - len(there))):
+                weights.append(np.full(len(drawn), stands_for / max(len(drawn), 1)))
+        at = np.concatenate(chosen)
+        return Cases(at, np.concatenate(truths), np.concatenate(weights), self._group_P[at], self._shown_P[at])
+
+
+def _silent(part: np.ndarray, position: np.ndarray, count: int, draws: np.random.Generator) -> np.ndarray:
+    """`count` positions of a part at which the latent is silent; all are looked at only if a few draws do not do."""
+    some = draws.choice(part, min(len(part), 2 * count), replace=False)
+    found = some[~_among(some, position)][:count]
+    if len(found) < count:
+        found = draws.choice(part[~_among(part, position)], count, replace=False)
+    return np.sort(found)
+
+
+def _among(some: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Which of `some` are in `position`, which ascends."""
+    if not len(position):
+        return np.zeros(len(some), dtype=bool)
+    return position[np.minimum(np.searchsorted(position, some), len(position) - 1)] == some

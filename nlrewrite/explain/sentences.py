@@ -27,7 +27,7 @@ from nlrewrite.activations.statistics import latents_counted, write_table
 from nlrewrite.artifacts import Folder, Work
 from nlrewrite.errors import SettingError
 from nlrewrite.explain import contrast
-from nlrewrite.explain.asking import EngineEditor, EngineReader, asked_cases, line
+from nlrewrite.explain.asking import Drawing, EngineEditor, EngineReader, line
 from nlrewrite.explain.examples import Example, Text, counter_examples, examples
 from nlrewrite.explain.refine import parts, refine
 from nlrewrite.explain.rules import STRONG
@@ -140,6 +140,8 @@ class Writer:
             self._editor = EngineEditor(
                 engine, refining, sampling, material.text, spec.window, scales, self.sentence_of
             )
+            group_P = material.text.where.group
+            self._drawing = Drawing(group_P, parts(group_P, spec.seed), spec.seed)
             self._reader = EngineReader(engine, reading, material.text, spec.window, running.progress)
 
     def batch(self, latents: range) -> list[Written]:
@@ -226,15 +228,10 @@ class Writer:
 
     def _refined(self, latents: range, found: list[Written]) -> list[Written]:
         rows = [row for row, each in enumerate(found) if each.outcome is Outcome.OK]
-        spec, grouped = self._spec, self._material.grouped
-        shown_P = parts(self._material.text.where.group, spec.seed)
         chosen = [latents[row] for row in rows]
-        cases = [
-            asked_cases(self._material.text.where.group, *grouped.of(latent), shown_P, spec.seed, latent)
-            for latent in chosen
-        ]
+        cases = [self._drawing.cases(latent, *self._material.grouped.of(latent)) for latent in chosen]
         sentences = [found[row].sentence for row in rows]
-        done = refine(chosen, sentences, cases, self._reader, self._editor, spec.refine, spec.seed)
+        done = refine(chosen, sentences, cases, self._reader, self._editor, self._spec.refine, self._spec.seed)
         for row, each in zip(rows, done, strict=True):
             found[row] = replace(found[row], sentence=each.sentence, edits=each.kept)
         return found
