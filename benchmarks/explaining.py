@@ -2,6 +2,7 @@
 
     python -m benchmarks.explaining --store store --profile tiny --latents 150
 
+Contrast by no one is the same edit by a latent's own examples alone: what rivals add is what they add to that.
 The artifacts of the profile have to be in the store (`make run ARGS='--profile tiny'`). Sentences are edited on the
 explain split and measured on the calibrate split: the gain of a sentence is what its predictions, fitted on the other
 half of the documents, take off the squared error of the mean at the site's output. Every arm starts from the same plain
@@ -143,22 +144,23 @@ def measure(
     reader = RuleReader(explain.contexts)
     editor = RuleEditor(explain.contexts, quotes, spec.explain.max_words)
 
-    start = time.perf_counter()
+    start = time.process_time()
     own = {latent: examples(explain.text, on_shown, latent, EXAMPLES, WINDOW, 0) for latent in latents}
-    report(f"{what}: examples", seconds_per_latent=(time.perf_counter() - start) / len(latents), examples=EXAMPLES)
+    report(f"{what}: examples", seconds_per_latent=(time.process_time() - start) / len(latents), examples=EXAMPLES)
 
     said = said_of(explain.contexts, sentences)
     ranked = {
+        "no one": np.full((total, 1), contrast.NONE),
         "directions": contrast.by_directions(dec_LE, RIVALS),
         "errors": contrast.by_errors(said, true_codes(explain.active, total).extra_PL, RIVALS),
         "chance": np.stack([generator(0, "rivals", latent).choice(total, RIVALS, False) for latent in range(total)]),
-        "no one": np.full((total, 1), contrast.NONE),
     }
 
-    def judge(name: str, edited: list[str], more: dict[str, Any]) -> None:
-        found = compared(latents, plain, edited, judged, total, dec_LE)
-        report(f"{what}: {name} against plain", **found, **more)
+    def judge(name: str, edited: list[str], more: dict[str, Any], base: str = "plain") -> None:
+        found = compared(latents, plain if base == "plain" else alone, edited, judged, total, dec_LE)
+        report(f"{what}: {name} against {base}", **found, **more)
 
+    alone = plain
     for by, rivals_LC in ranked.items():
         others = {
             latent: counter_examples(
@@ -176,6 +178,10 @@ def measure(
         untested = [each.tried[0].sentence if each.tried else old for each, old in zip(made, plain, strict=True)]
         judge(f"contrast by {by}, untested", untested, {"seconds_per_latent": seconds})
         judge(f"contrast by {by}, tested", [each.sentence for each in made], {"seconds_per_latent": seconds})
+        if by == "no one":
+            alone = untested
+        else:
+            judge(f"contrast by {by}, untested", untested, {}, "contrast by no one")
     made, seconds = timed(lambda: editor, latents, plain, cases, reader, rounds)
     proposed = sum(len(each.tried) for each in made)
     kept = sum(each.kept for each in made)
@@ -197,9 +203,9 @@ def timed(
     reader: RuleReader,
     rounds: int,
 ) -> tuple[list[Refined], float]:
-    start = time.perf_counter()
+    start = time.process_time()
     made = refine(latents, plain, cases, reader, editor(), rounds, 0)
-    return made, (time.perf_counter() - start) / len(latents)
+    return made, (time.process_time() - start) / len(latents)
 
 
 def said_of(contexts: Contexts, sentences: list[str]) -> Any:
