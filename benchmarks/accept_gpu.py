@@ -88,8 +88,9 @@ def main() -> None:
     if given.device == "cuda" and not torch.cuda.is_available():
         sys.exit("torch finds no GPU here. As far as a CPU goes: --device cpu --small")
     failed = [part for part in given.parts or MEASURED if not run(part, given)]
-    missed = [line["what"] for line in read(given.out) if line.get("meets") is False]
-    print(f"failed: {', '.join(failed) or 'nothing'}; missed: {', '.join(dict.fromkeys(missed)) or 'nothing'}")
+    newest = {line["what"]: line for line in read(given.out)}
+    missed = [what for what, line in newest.items() if line.get("meets") is False]
+    print(f"failed: {', '.join(failed) or 'nothing'}; missed: {', '.join(missed) or 'nothing'}")
     sys.exit(1 if failed or missed else 0)
 
 
