@@ -46,8 +46,7 @@ def build(spec: ReaderSpec, inputs: Mapping[str, "Folder"], out: Path, running: 
         case ServedReader():
             about = _served(spec, inputs, out)
         case RuleReader():
-            _copy_tokenizer(inputs["subject"].root(), out, "the subject")
-            about = {}
+            raise AssertionError("the rule reader is no model: there is nothing to keep of it")
     told = {**spec.model_dump(mode="json"), **about}
     (out / REFERENCE).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -72,7 +71,7 @@ def _trained(spec: TrainedReader, inputs: Mapping[str, "Folder"], out: Path, run
     cuts.save_pretrained(out)
     return {
         "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
-        "cpu_seconds": round(trained.cpu_seconds, 1),
+        "cpu_seconds": round(trained.cpu_seconds, 3),
         "curve": trained.curve,
         "held_out": trained.judgement.fields(),
         "trained_on": {

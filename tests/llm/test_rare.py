@@ -1,6 +1,6 @@
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlrewrite.llm.rare import rare_loss, tilt, tilted
@@ -8,9 +8,10 @@ from nlrewrite.llm.rare import rare_loss, tilt, tilted
 LABELS = [3, 1, 4]
 
 
+@settings(max_examples=25)
 @given(st.floats(0.001, 0.2), st.floats(0.05, 0.95))
 def test_the_minimum_over_drawn_questions_is_the_share_in_the_text(natural: float, drawn: float) -> None:
-    """Closed form: with one logit a label and expected counts for a sample, Newton's method ends at the text's shares."""
+    """Closed form: one logit for each label, expected counts for a sample; the minimum is at the text's shares."""
     tilts = torch.tensor(tilt(np.array([1 - drawn, drawn]), np.array([1 - natural, natural])))
     logit = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     share = torch.tensor([1 - drawn, drawn], dtype=torch.float64)

@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -34,7 +34,10 @@ def test_every_phrase_of_the_language_and_every_digit_is_one_token() -> None:
 
 
 def test_a_sentence_costs_a_token_for_each_thing_it_says() -> None:
-    sentence = 'Fires on " of" (7), " in" or " the" (3), and when strengthened on " or". Weaker within 8 tokens after "7", a number (-3).'
+    sentence = (
+        'Fires on " of" (7), " in" or " the" (3), and when strengthened on " or". '
+        'Weaker within 8 tokens after "7", a number (-3).'
+    )
     assert TOKENIZER.tokenize(sentence) == [
         *("FiresĠon", '"Ġof"', "(7)", '"Ġin"', '"Ġthe"', "(3)", "whenĠstrengthenedĠon", '"Ġor"', "."),
         *("Weaker", "withinĠ8ĠtokensĠafter", '"7"', "aĠnumber", "(-3)", "."),
@@ -47,6 +50,7 @@ def test_commas_and_conjunctions_are_deaf_spots_only_outside_of_quotes_and_words
     assert TOKENIZER.tokenize("orange band")[:2] == ["o", "r"]
 
 
+@settings(max_examples=50)
 @given(st.text(max_size=40))
 def test_any_text_is_spelled_and_none_gives_the_end(text: str) -> None:
     TOKENIZER.backend_tokenizer.encode_special_tokens = True
