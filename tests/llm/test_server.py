@@ -190,6 +190,17 @@ def test_ids_are_not_sent_to_a_server_with_another_tokenizer() -> None:
         server.close()
 
 
+def test_a_head_may_have_more_rows_than_the_tokenizer_has_tokens() -> None:
+    of = questions(3)
+    more = [0.0] * 190 + [5.0] * 10
+    total = np.log(np.exp(more).sum())
+    with serving(TOKENIZER, lambda ids: [value - total for value in more]) as small:
+        server = engine(small)
+        np.testing.assert_allclose(server.digits(of).logp, -np.log(10), atol=1e-6)
+        assert server.about()["digits"]["tokenizer"] == "the same"
+        server.close()
+
+
 def test_log_probabilities_that_are_not_told_are_no_engine() -> None:
     with serving(TOKENIZER, logprobs=False, text="as it is") as small:
         server = engine(small, mode="auto")
