@@ -1,4 +1,4 @@
-"""The command line: `nlrewrite run | study | plan | status | show | verify | gc | report | prompts`.
+"""The command line: `nlrewrite run | study | plan | pilot | status | show | verify | gc | report | prompts`.
 
 In: options and a few environment variables. Out: text on standard output, progress and errors on standard error, and an
 exit code that says which kind of failure it was (`errors.py`). Invariant: nothing but the parser is imported before a
@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   nlrewrite study --probes ladder                   the same, and where the published protocol loses
   nlrewrite plan --set evaluate.resamples=4000      what a run would build, and why
   nlrewrite plan --profile pythia-160m-transcoder   what a published experiment takes
+  nlrewrite pilot --set pilot.latents=200           what a run will come to, asked of some latents
   nlrewrite show coder/1f2e                         what an artifact is made of; a few digits are enough
   nlrewrite report --open                           the last report in the browser
 """
@@ -78,6 +79,8 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument("--price", action="append", default=[], metavar="NAME=VALUE", help=text)
         text = "rebuild this step (label or kind), and what is made from it; can be repeated"
         each.add_argument("--refresh", action="append", default=[], metavar="STEP", help=text)
+    text = "ask about some latents in some contexts, and say what the whole rewriting will come to"
+    command("pilot", _pilot, [everywhere, settings], text)
     command("status", _status, [everywhere, settings], "show the artifacts of a profile, their age and their size")
     show = command("show", _show, [everywhere], "show what an artifact is made of")
     show.add_argument("artifact", metavar="KIND/DIGEST", help="the first digits of the digest are enough")
@@ -117,6 +120,7 @@ def _everywhere() -> argparse.ArgumentParser:
         metavar="URL",
         help="OpenAI-compatible server, with --engine server; its key is read from NLREWRITE_API_KEY",
     )
+    group.add_argument("--endpoint-model", metavar="NAME", help="name the endpoint knows the model by, if another")
     group.add_argument("--concurrency", default=8, metavar="N", help="requests to the endpoint at the same time")
     group.add_argument("--reader-folder", metavar="FOLDER", help="local model folder, with --set reader.kind=folder")
     group.add_argument("--template-folder", metavar="FOLDER", help="folder of prompt templates of your own")
@@ -213,6 +217,22 @@ def _plan(options: argparse.Namespace, output: "Output") -> int:
             print(f"\n{terminal.spent_text(spent)}")
         if plan.needs:
             print(f"not here yet: {'; '.join(profiles.CAPABILITIES[need] for need in plan.needs)}")
+    return 0
+
+
+def _pilot(options: argparse.Namespace, output: "Output") -> int:
+    from nlrewrite import pipeline, planning, profiles, terminal
+
+    execution = _execution(options)
+    spec = profiles.settled(options.profile, _overrides(options))
+    profiles.require_runnable(options.profile, spec)
+    spec = profiles.filled(spec, execution)
+    result = pipeline.run_pilot(spec, options.profile, execution, terminal.progress(output.quiet or output.json))
+    whole = planning.plan(options.profile, spec, (), execution).queries
+    if output.json:
+        _print_json({**result, "whole_queries": whole})
+    else:
+        print(terminal.pilot_text(result, whole))
     return 0
 
 
@@ -349,7 +369,7 @@ def _execution(options: argparse.Namespace) -> "Execution":
 
     names = (
         *("store", "runs", "threads", "device", "text_folder", "subject_folder"),
-        *("reader_folder", "template_folder", "engine", "endpoint", "concurrency"),
+        *("reader_folder", "template_folder", "engine", "endpoint", "endpoint_model", "concurrency"),
     )
     try:
         return Execution.model_validate({name: getattr(options, name) for name in names})

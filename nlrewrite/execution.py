@@ -42,6 +42,9 @@ class Execution(BaseModel):
     endpoint: str | None = Field(
         default=None, description="Base URL of an OpenAI-compatible server; its key is in NLREWRITE_API_KEY."
     )
+    endpoint_model: str | None = Field(
+        default=None, description="Name the endpoint knows the model by, where that is not the reader's own."
+    )
     concurrency: int = Field(default=8, ge=1, le=4096, description="Requests to the endpoint at the same time.")
     request_timeout: float = Field(default=120.0, gt=0, le=86_400, description="Seconds a request may take.")
     request_tries: int = Field(default=5, ge=1, le=100, description="Times a request is tried before it has failed.")

@@ -99,7 +99,7 @@ def _server(about: dict[str, Any], execution: Execution, cuts: "PreTrainedTokeni
         raise SettingError("engine=server asks an endpoint, and none is given. Name one with --endpoint")
     return Server(
         execution.endpoint,
-        about.get("model") or "reader",
+        execution.endpoint_model or about.get("model") or "reader",
         cuts,
         concurrency=execution.concurrency,
         timeout=execution.request_timeout,
