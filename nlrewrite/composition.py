@@ -11,6 +11,7 @@ from typing import Protocol
 from nlrewrite.artifacts import Artifact
 from nlrewrite.specs import (
     GatingSpec,
+    PilotedSpec,
     Probe,
     ReaderSpec,
     RewriteSpec,
@@ -192,3 +193,23 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
         "report", "report", spec.report, **evaluated, **models, corpus=corpus, evaluation=evaluation, **probed
     )
     return Rewritten(evaluation=evaluation, report=report)
+
+
+def pilot(spec: RewriteSpec, step: StepRunner, name: StepRunner) -> Artifact:
+    """The steps of a rewriting as far as a pilot needs them, and the pilot; `name` only names the others."""
+    asked = not isinstance(spec.reader, RuleReader)
+    needed = {"corpus", "subject", "tokens", "coder", "activations-explain", "activations-calibrate"}
+    needed |= {"writer", "explanations", "reader" if asked else "simulation-calibrate"}
+    made: dict[str, Artifact] = {}
+
+    def some(label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
+        made[label] = (step if label in needed else name)(label, kind, spec, **inputs)
+        return made[label]
+
+    rewrite(spec, some)
+    read = {label: made[label] for label in ("subject", "tokens", "coder", "explanations")}
+    active = {"explain": made["activations-explain"], "calibrate": made["activations-calibrate"]}
+    said = {"reader": made["reader"]} if asked else {"on-calibrate": made["simulation-calibrate"]}
+    return step(
+        "pilot", "pilot", PilotedSpec(pilot=spec.pilot, ask=spec.ask if asked else None), **read, **active, **said
+    )

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nlrewrite import steps
 from nlrewrite.artifacts import Artifact, Finding, Manifest, Store
-from nlrewrite.composition import rewrite
+from nlrewrite.composition import pilot, rewrite
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
 from nlrewrite.profiles import require_runnable
@@ -229,3 +229,15 @@ def run_local(
     builder = Builder(store, execution, progress, run, refresh)
     rewritten = rewrite(spec, builder)
     return publish(store, rewritten.report, builder.rows, Path(execution.runs) / profile)
+
+
+def run_pilot(spec: RewriteSpec, profile: str, execution: Execution, progress: Progress) -> dict[str, Any]:
+    """What a pilot of `spec` predicts, with what it needs built where it is missing."""
+    require_runnable(profile, spec)
+    store = Store(execution.store, execution.scratch)
+    builder = Builder(store, execution, progress, f"pilot-{os.getpid()}")
+
+    def name(label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
+        return steps.name(kind, spec, inputs)
+
+    return json.loads(store.folder(pilot(spec, builder, name)).path("pilot.json").read_bytes())

@@ -64,6 +64,7 @@ __all__ = [
     "HubSubject",
     "LadderSpec",
     "PilotSpec",
+    "PilotedSpec",
     "Probe",
     "PromptSpec",
     "PythonDocs",
@@ -316,6 +317,13 @@ class PilotSpec(Spec):
     def _names(self) -> "PilotSpec":
         names.check((self.calibrator,), "pilot.calibrator")
         return self
+
+
+class PilotedSpec(Spec):
+    """A pilot, and how a language model is asked in it; none: the rule reader, which costs nothing."""
+
+    pilot: PilotSpec = PilotSpec()
+    ask: AskSpec | None = None
 
 
 Probe = Literal["ladder", "requirement", "sample-size"]

@@ -328,6 +328,30 @@ def spent_text(spent: "Spent") -> str:
     return "\n".join(lines)
 
 
+def pilot_text(result: Mapping[str, Any], whole: int | None) -> str:
+    """What a pilot predicts, what it was predicted from, and what the whole run would take."""
+
+    def told(name: str) -> str:
+        each = result["prediction"][name]
+        return f"{each['value']:.3f} [{each['low']:.3f}, {each['high']:.3f}]"
+
+    lines = [
+        f"gap closed, predicted: {told('gap_closed')} ({result['level']:.0%} interval)",
+        f"added loss, predicted: {told('added_loss')} nats above the coder's",
+        f"squared error taken away: {told('in_output')} by all latents together, {told('alone')} by each alone",
+        f"asked: {result['queries']:,} questions, {result['latents']:,} of {result['of_latents']:,} latents",
+    ]
+    spent = result.get("asked")
+    if spent is None:
+        return "\n".join([*lines, "the rule reader was asked, which costs nothing"])
+    rate = spent["queries"] / spent["seconds"] if spent["seconds"] > 0 else None
+    lines.append(f"by {spent['engine']}: {spent['seconds']:,.1f} s" + (f", {rate:,.1f} a second" if rate else ""))
+    if whole is not None and rate:
+        hours = whole / rate / 3600
+        lines.append(f"the whole run: {whole:,} questions, {hours:,.1f} hours at this rate")
+    return "\n".join(lines)
+
+
 def finished(outcome: "Outcome", output: Output) -> str:
     """What is printed at the end of a run."""
     if output.json:

@@ -18,15 +18,16 @@ from nlrewrite.activations.codes import true_codes
 from nlrewrite.activations.pairs import read as read_pairs
 from nlrewrite.artifacts import Folder
 from nlrewrite.coders import topk
-from nlrewrite.probes import pilot_errors, pilot_gain, pilot_loss, pilot_pairs, upstream
+from nlrewrite.probes import pilot_asking, pilot_errors, pilot_gain, pilot_loss, pilot_pairs, upstream
 from nlrewrite.probes.pilot_gain import Composed, Figure
 from nlrewrite.probes.pilot_loss import Translation
-from nlrewrite.probes.pilot_pairs import InColumns, Pairs
+from nlrewrite.probes.pilot_pairs import Pairs, in_columns
 from nlrewrite.probes.upstream import Part, Upstream
 from nlrewrite.seeds import derive, generator
 from nlrewrite.simulate.heard import heard
+from nlrewrite.simulate.rules import read_sentences
 from nlrewrite.simulate.said import Said
-from nlrewrite.specs import PilotSpec
+from nlrewrite.specs import PilotedSpec, PilotSpec
 from nlrewrite.subject import load, sites
 from nlrewrite.text.tokens import read_windows
 
@@ -179,22 +180,29 @@ def pilot(
 # -- as a step ---------------------------------------------------------------------------------------------------------
 
 
-def build(spec: PilotSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
-    on = ground(read(inputs, running), spec.position)
-    whole = heard(inputs["on-calibrate"], on.part.count)
-    pairs = chosen(spec, on, whole.explained)
-    found, measured, translation = pilot(spec, on, pairs, InColumns(whole, pairs), running.progress)
+def build(spec: PilotedSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
+    asked, on = spec.pilot, ground(read(inputs, running), spec.pilot.position)
+    spent: dict[str, Any] = {}
+    if spec.ask is None:
+        whole = heard(inputs["on-calibrate"], on.part.count)
+        pairs = chosen(asked, on, whole.explained)
+        said: Said = in_columns(whole, pairs)
+    else:
+        pairs = chosen(asked, on, np.array([bool(each) for each in read_sentences(inputs["explanations"])]))
+        said, spent["asked"] = pilot_asking.answered(spec.ask, pairs, on.part.where, inputs, running)
+    found, measured, translation = pilot(asked, on, pairs, said, running.progress)
     result: dict[str, Any] = {
         "prediction": asdict(found),
         "composed": asdict(measured),
         "translation": asdict(translation),
         "latents": len(pairs.latent_L),
         "of_latents": on.up.latents,
-        "contexts": {"shared": pairs.shared, "active": spec.active},
+        "contexts": {"shared": pairs.shared, "active": asked.active},
         "queries": pairs.queries(),
-        "calibrator": spec.calibrator,
-        "position": spec.position,
-        "level": spec.level,
+        "calibrator": asked.calibrator,
+        "position": asked.position,
+        "level": asked.level,
+        **spent,
     }
     (out / "pilot.json").write_text(json.dumps(result, indent=1, allow_nan=False))
 

@@ -2,8 +2,8 @@
 
 In: errors of piloted latents at the contexts asked about, and what mean ablation of *all* latents gets wrong there,
 which is free. Out: the squared error of the whole rewriting as a share of mean ablation's, and the same with errors
-weighed by how the loss reads them; with standard errors over documents and latents. Invariant: it is linear in sums over
-latents and over pairs of latents, so that a random sample of latents gives it without bias; all of them, exactly.
+weighed by how the loss reads them, with standard errors over documents and latents. Invariant: it is linear in sums
+over latents and over pairs of latents, so that a random sample of latents gives it without bias; all of them, exactly.
 
 With t_l the error of latent l's mean, d_l that of its prediction less t_l, each times its decoder row, M = sum of t_l
 over all latents and beta the share of t_l that predictions take away on average, u_l = d_l + beta t_l is small, and

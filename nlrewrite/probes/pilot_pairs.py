@@ -133,41 +133,36 @@ def _folds(where: Positions, folds: int, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class InColumns:
-    """A simulation of all latents everywhere, of which only these pairs are heard; columns are its contexts."""
+    """What was said about the pairs alone; columns are its contexts."""
 
-    said: Said
-    pairs: Pairs
-
-    @property
-    def explained(self) -> np.ndarray:
-        return self.said.explained[self.pairs.latent_L]
+    explained: np.ndarray
+    score_LS: np.ndarray
+    digits_LSZ: np.ndarray | None
 
     @property
     def contexts(self) -> int:
-        return self.pairs.context_LS.shape[1]
+        return self.score_LS.shape[1]
 
     def scores(self, latents: slice) -> np.ndarray:
-        return np.stack([self._one(latent, at) for latent, at in self._of(latents)])
+        return self.score_LS[latents]
 
     def digits(self, latents: slice) -> np.ndarray | None:
-        if self.said.digits(slice(0, 1)) is None:
-            return None
-        return np.stack([self._distribution(latent, at) for latent, at in self._of(latents)])
+        return None if self.digits_LSZ is None else self.digits_LSZ[latents]
 
-    def _of(self, latents: slice) -> list[tuple[int, np.ndarray]]:
-        numbers = self.pairs.latent_L[latents].tolist()
-        return list(zip(numbers, self.pairs.context_LS[latents], strict=True))
 
-    def _one(self, latent: int, context_S: np.ndarray) -> np.ndarray:
-        score = self.said.scores(slice(latent, latent + 1))[0][np.maximum(context_S, 0)]
-        return np.where(context_S == NOTHING, np.float32(np.nan), score)
-
-    def _distribution(self, latent: int, context_S: np.ndarray) -> np.ndarray:
-        if isinstance(self.said, Spoken):  # a distribution for each level, which need not be spread over the split
-            level = self.said.scores(slice(latent, latent + 1))[0][np.maximum(context_S, 0)].astype(np.int64)
-            found = self.said.simulated.digits_ZD.astype(np.float32)[level]
+def in_columns(said: Said, pairs: Pairs) -> InColumns:
+    """Of a simulation of all latents everywhere, what it says about the pairs."""
+    scores: list[np.ndarray] = []
+    digits: list[np.ndarray] = []
+    for latent, context_S in zip(pairs.latent_L.tolist(), pairs.context_LS, strict=True):
+        one, at, empty = slice(latent, latent + 1), np.maximum(context_S, 0), context_S == NOTHING
+        score = said.scores(one)[0][at]
+        if isinstance(said, Spoken):  # a distribution for each level, which need not be spread over the split
+            table = said.simulated.digits_ZD.astype(np.float32)[score.astype(np.int64)]
         else:
-            every = self.said.digits(slice(latent, latent + 1))
-            assert every is not None
-            found = every[0][np.maximum(context_S, 0)]
-        return np.where((context_S == NOTHING)[:, None], np.float32(np.nan), found)
+            every = said.digits(one)
+            table = None if every is None else every[0][at]
+        scores.append(np.where(empty, np.float32(np.nan), score))
+        if table is not None:
+            digits.append(np.where(empty[:, None], np.float32(np.nan), table))
+    return InColumns(said.explained[pairs.latent_L], np.stack(scores), np.stack(digits) if digits else None)
