@@ -45,7 +45,14 @@ class Judgement:
     truly_active: float
 
     def fields(self) -> dict[str, object]:
-        return asdict(self)
+        """As JSON has it: what is no number is nothing."""
+        told: dict[str, object] = {}
+        for name, value in asdict(self).items():
+            parts = [
+                None if isinstance(each, float) and np.isnan(each) else each for each in np.atleast_1d(value).tolist()
+            ]
+            told[name] = parts if isinstance(value, tuple) else parts[0]
+        return told
 
 
 def judge(answered: Sequence[Answered], seed: int = 0) -> Judgement:

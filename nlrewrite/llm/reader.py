@@ -73,7 +73,7 @@ def _trained(spec: TrainedReader, inputs: Mapping[str, "Folder"], out: Path, run
         "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
         "cpu_seconds": round(trained.cpu_seconds, 3),
         "curve": trained.curve,
-        "held_out": trained.judgement.fields(),
+        "judged": trained.judgement.fields(),
         "trained_on": {
             "split": "explain",
             "questions": spec.steps * spec.batch,

@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -44,3 +45,10 @@ def test_the_interval_is_over_sentences_and_leaves_out_what_is_no_number() -> No
     low, high = interval(values, 0)
     assert abs((high - low) - 2 * 1.96 * 0.01) < 0.01 and low < values.mean() < high
     assert all(math.isnan(each) for each in interval(np.array([np.nan]), 0))
+
+
+def test_what_is_no_number_is_nothing_in_a_file() -> None:
+    silent = judge([Answered(np.eye(10)[[0, 0]], np.zeros(2, int), np.full(2, 0.5), np.zeros(2, bool))])
+    told = silent.fields()
+    assert told["auc"] is None and told["auc_interval"] == [None, None] and told["sentences"] == 1
+    assert json.loads(json.dumps(told, allow_nan=False)) == told

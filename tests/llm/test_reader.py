@@ -81,8 +81,8 @@ def test_a_trained_reader_is_a_folder_that_transformers_reads(trained: Folder) -
     told = about(trained)
     assert told["kind"] == "trained" and told["parameters"] == sum(each.numel() for each in model.parameters())
     assert told["cpu_seconds"] > 0 and told["trained_on"]["questions"] == 32
-    low, high = told["held_out"]["auc_interval"]
-    assert low <= told["held_out"]["auc"] <= high and told["held_out"]["sentences"] == 6
+    low, high = told["judged"]["auc_interval"]
+    assert low <= told["judged"]["auc"] <= high and told["judged"]["sentences"] == 6
     assert specs.TrainedReader.model_validate({name: told[name] for name in specs.TrainedReader.model_fields}) == SPEC
 
 
@@ -112,7 +112,7 @@ def test_the_same_spec_gives_the_same_reader(store: Store, trained: Folder, tmp_
         return {entry.path: entry.sha256 for entry in folder.manifest.files if entry.path != reader.REFERENCE}
 
     assert hashes(other) == hashes(trained)
-    assert about(other)["held_out"] == about(trained)["held_out"]
+    assert about(other)["judged"] == about(trained)["judged"]
 
 
 # -- a folder, the hub, an endpoint ------------------------------------------------------------------------------------
