@@ -78,6 +78,8 @@ class Vllm:
         self._longest = vllm_folder.longest(folder, longest)
         self._vllm = vllm_process.imported(on_cpu=device == "cpu")
         vllm_process.refuse_borrowed(self._vllm, vllm_folder.architecture(folder))
+        if device == "cpu":
+            vllm_process.refuse_heads(vllm_folder.head_width(folder))
         self._gpus = gpus or (1 if device == "cpu" else vllm_process.visible_gpus())
         if mode == "generate" or self._labels:
             self._make()

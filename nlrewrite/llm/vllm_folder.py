@@ -51,3 +51,10 @@ def architecture(folder: Path) -> str:
     """The model's class, as its configuration names it."""
     named = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
     return str(named[0])
+
+
+def head_width(folder: Path) -> int | None:
+    config = json.loads((folder / "config.json").read_text())
+    inner = config.get("text_config") or config
+    heads = inner.get("num_attention_heads")
+    return inner.get("head_dim") or (inner.get("hidden_size", 0) // heads if heads else None)

@@ -111,3 +111,14 @@ def refuse_borrowed(vllm: Any, architecture: str) -> None:
             f"vLLM has no {architecture} of its own; it would change transformers' class, which other parts of this "
             f"process use. Use --engine packed, or vLLM's server and --engine server"
         )
+
+
+def refuse_heads(width: int | None) -> None:
+    """SettingError for heads that vLLM's attention on a CPU has no code for."""
+    backend = importlib.import_module("vllm.v1.attention.backends.cpu_attn").CPUAttentionBackend
+    widths: list[int] = backend.get_supported_head_sizes()
+    if width is not None and width not in widths:
+        raise SettingError(
+            f"on a CPU vLLM takes heads of width {', '.join(map(str, widths))}: the model's are {width} wide. "
+            f"Use --engine packed"
+        )

@@ -59,6 +59,8 @@ def test_a_folder_says_how_much_fits_what_ends_and_how_labels_are_spelled(folder
     assert vllm_folder.words(folder, random_models.LABELS) == [f"w{token}" for token in random_models.LABELS]
     with pytest.raises(SettingError, match="no token 999"):
         vllm_folder.words(folder, (1, 999))
+    assert vllm_folder.architecture(folder) == ""
+    assert vllm_folder.head_width(folder) == random_models.WIDTH // 4
     assert vllm_folder.ends(folder, None) == [1]
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 1]}))
     assert vllm_folder.ends(folder, 9) == [1, 7, 9]

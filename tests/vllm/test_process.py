@@ -42,3 +42,8 @@ def test_a_model_that_is_not_its_own_is_refused_before_it_changes_a_class(tmp_pa
     with pytest.raises(SettingError, match="GPTNeoXForCausalLM"):
         Vllm(making.save(model, tmp_path))
     assert making.one_by_one(model, making.block(5, [2])).shape == (1, making.VOCABULARY)
+
+
+def test_heads_that_its_attention_does_not_take_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="16 wide"):
+        Vllm(making.save(making.fresh("llama-tied", num_attention_heads=4), tmp_path))
