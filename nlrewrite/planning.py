@@ -18,7 +18,7 @@ from nlrewrite.composition import rewrite
 from nlrewrite.costs import Cost, Questions
 from nlrewrite.execution import Execution
 from nlrewrite.llm import rates
-from nlrewrite.llm.rates import Prices
+from nlrewrite.llm.rates import Lengths, Measured, Prices
 from nlrewrite.pipeline import REFRESH, check_refresh, decide, drifted, labels
 from nlrewrite.profiles import chosen
 from nlrewrite.published import Published
@@ -213,8 +213,15 @@ class Asking:
             self.model = rates.shape(spec.reader, execution.reader_folder, vocabulary)
             self.name = rates.named(spec.reader)
         self.asks = self.by_model or self.published is not None
-        self.measured = tuple(each for each in rates.read(planner.store) if each.model == self.name)
-        self.lengths = costs.lengths(spec.ask.prompt, spec.ask.window, self.words)
+
+    @cached_property
+    def measured(self) -> tuple[Measured, ...]:
+        """What answers of the same model took, by engine and device."""
+        return tuple(each for each in rates.read(self._planner.store) if each.model == self.name)
+
+    @cached_property
+    def lengths(self) -> Lengths:
+        return costs.lengths(self.spec.ask.prompt, self.spec.ask.window, self.words)
 
     @cached_property
     def sentences(self) -> "tuple[int, float] | None":
