@@ -14,6 +14,7 @@ Llama-3-8B's shape in bfloat16 and compares what the forward pass does per secon
 """
 
 import argparse
+import copy
 import importlib.util
 import json
 import os
@@ -176,8 +177,8 @@ def differ(ours: Callable[[PrefixBlock], Any], peer: Callable[[PrefixBlock], Any
 
 
 class Expanded:
-    """What transformers offers: the prefix's cache, copied for a few suffixes at a time. Made as good as it can be:
-    suffixes by length, views for the copies, the head at their ends alone."""
+    """What transformers offers: the prefix's cache, copied for a few suffixes at a time by its own method. They come by
+    length, and the head is read at their ends alone."""
 
     def __init__(self, model: Any, batch: int) -> None:
         self.model, self.batch = model, batch
@@ -187,23 +188,21 @@ class Expanded:
         prefix = torch.from_numpy(block.prefix.astype(np.int64))[None]
         cache = DynamicCache(config=self.model.config)
         self.model.model(prefix, past_key_values=cache, use_cache=True)
-        kept = [(each.keys, each.values) for each in cache.layers]
         logits_NV = torch.empty(len(block), self.model.config.vocab_size)
         order = np.argsort(block.lengths, kind="stable")
         for start in range(0, len(order), self.batch):
             chosen = order[start : start + self.batch]
-            logits_NV[chosen] = self._logits(block, chosen, kept)
+            logits_NV[chosen] = self._logits(block, chosen, cache)
         logp_NK = torch.log_softmax(logits_NV, dim=-1)[:, list(block.labels)]
         return _Told((logp_NK - logp_NK.logsumexp(-1, keepdim=True)).numpy(), logp_NK.logsumexp(-1).numpy())
 
-    def _logits(self, block: PrefixBlock, chosen: np.ndarray, kept: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def _logits(self, block: PrefixBlock, chosen: np.ndarray, kept: DynamicCache) -> Tensor:
         lengths = torch.from_numpy(block.lengths[chosen])
         ids_NM = torch.zeros(len(chosen), int(lengths.max()), dtype=torch.int64)
         for row, index in enumerate(chosen):
             ids_NM[row, : lengths[row]] = torch.from_numpy(block.suffix(index).astype(np.int64))
-        cache = DynamicCache(config=self.model.config)
-        for layer, (keys, values) in enumerate(kept):
-            cache.update(keys.expand(len(chosen), -1, -1, -1), values.expand(len(chosen), -1, -1, -1), layer)
+        cache = copy.deepcopy(kept)
+        cache.batch_repeat_interleave(len(chosen))
         own_NM = torch.arange(ids_NM.shape[1]) < lengths[:, None]
         seen = torch.cat([torch.ones(len(chosen), len(block.prefix), dtype=torch.bool), own_NM], dim=1)
         hidden = self.model.model(ids_NM, attention_mask=seen.long(), past_key_values=cache, use_cache=True)
