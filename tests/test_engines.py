@@ -30,9 +30,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("engines")
 
 
-def run(place: Path, refresh: tuple[str, ...] = (), **execution: Any) -> Results:
+def run(place: Path, refresh: tuple[str, ...] = (), settings: tuple[str, ...] = (), **execution: Any) -> Results:
     where = Execution(store=str(place / "store"), runs=str(place / "runs"), **execution)
-    spec: RewriteSpec = profiles.resolve("smoke-reader", Overrides(settings=("rungs=false",)), where)
+    spec: RewriteSpec = profiles.resolve("smoke-reader", Overrides(settings=("rungs=false", *settings)), where)
     store = Store(where.store)
     builder = Builder(store, where, Progress(), "test", refresh)
     rewritten = rewrite(spec, builder)
@@ -89,6 +89,29 @@ def test_a_server_gives_the_same_losses(place: Path, packed: Results, served: Sm
     np.testing.assert_allclose(np.exp(logp(other, "simulation-report")), np.exp(before), atol=2e-3)
     agree(other[0], right)
     assert len(served.posted()) > 1
+
+
+def test_what_a_gate_or_a_smaller_reader_leaves_out_is_digit_0_and_the_rest_is_exact(
+    place: Path, packed: Results
+) -> None:
+    screener = ("screener.kind=trained", "screener.layers=1", "screener.width=32", "screener.steps=3")
+    spared = run(
+        place,
+        settings=("ask.screen=cascade", "ask.screen_recall=0.5", "ask.gate=true", "ask.screen_contexts=12", *screener),
+        engine="packed",
+    )
+    before, after = logp(packed, "simulation-report"), logp(spared, "simulation-report")
+    zero = (after[..., 0] == 0) & np.isneginf(after[..., 1:]).all(-1)
+    asked = np.isfinite(before[..., 0])
+    assert 0.05 < zero[asked].mean() < 1
+    np.testing.assert_allclose(np.exp(after[asked & ~zero]), np.exp(before[asked & ~zero]), atol=2e-3)
+    assert np.isnan(after[~asked]).all()
+    results, artifacts, store = spared
+    told = json.loads(store.folder(artifacts["report"]).path("results.json").read_text())["asked"]
+    count = next(each for each in told["questions"] if each["step"] == "simulation")
+    assert count["skipped"] == int(zero.sum()) + int((~asked).sum())
+    assert count["asked"] == count["ok"] == int((asked & ~zero).sum())
+    assert {row["arm"] for row in results["arms"]} >= {"rewritten", "shuffled"}
 
 
 def test_the_page_says_what_was_asked_and_by_whom(place: Path, packed: Results) -> None:

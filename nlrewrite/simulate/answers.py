@@ -50,7 +50,9 @@ def build(spec: AskSpec, inputs: dict[str, Folder], out: Path, running: "Running
     source = shuffled(sentences, spec.seed) if spec.shuffle else np.arange(len(sentences))
     where = positions(read_windows(inputs["tokens"], spec.split))
     position_LS = questions(spec, where, inputs, len(sentences))
-    closed_LS = _closed(inputs, where, position_LS) if spec.gate else None
+    read = [sentences[origin] for origin in source]
+    explained = np.array([bool(sentence) for sentence in read])
+    closed_LS = _closed(inputs, where, position_LS) & explained[:, None] if spec.gate else None
     asked_about, context_LS = np.unique(position_LS, return_inverse=True)
     context_LS = context_LS.reshape(position_LS.shape).astype(np.int32)
     if asked_about[0] == NOTHING:
@@ -67,7 +69,6 @@ def build(spec: AskSpec, inputs: dict[str, Folder], out: Path, running: "Running
         return [compiled.shown(tokens, (len(tokens) - 1,)) for tokens in contexts]
 
     told = _scores(inputs) if spec.with_score else None
-    read = [sentences[origin] for origin in source]
     engine, _ = opened(inputs["reader"], running.execution, wanted)
     try:
         if spec.screen != "none":
@@ -79,12 +80,12 @@ def build(spec: AskSpec, inputs: dict[str, Folder], out: Path, running: "Running
         engine.close()
     if spec.screen != "none":
         dropped = (context_LS != NOTHING) & (asked.outcome == Outcome.SKIPPED)
-        asked = _with_closed(asked, dropped & np.array([bool(each) for each in read])[:, None])
+        asked = _with_closed(asked, dropped & explained[:, None])
     if closed_LS is not None:
         asked = _with_closed(asked, closed_LS)
     _write(out, asked, position_LS)
     (out / "usage.json").write_text(json.dumps(about, indent=1, default=str))
-    _write_outcomes(out, asked, np.array([bool(sentence) for sentence in read]), source)
+    _write_outcomes(out, asked, explained, source)
 
 
 def _screened(
