@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from nlrewrite.llm.engine import PrefixBlock
+from nlrewrite.llm.engine import Outcome, PrefixBlock, Sampling, Scores
 from nlrewrite.llm.patience import Patience
 from nlrewrite.llm.server import Server
 from tests.llm.random_models import LABELS, tokenizer
@@ -42,3 +42,21 @@ def ids_of(seen: Any) -> list[list[int]]:
 def asked(small: Small) -> list[int]:
     """How many questions each request held, probes left out."""
     return [len(ids_of(each)) for each in small.seen if ids_of(each)]
+
+
+def ready(small: Small, **given: Any) -> Server:
+    """An engine that has probed its endpoint, whose next request is a question's."""
+    server = engine(small, **given)
+    server.digits(questions(1))
+    server.complete([np.array([2, 3])], Sampling(most=1))
+    small.seen.clear()
+    server.usage.failed.clear()
+    return server
+
+
+def right(scores: Scores, of: PrefixBlock) -> np.ndarray:
+    """Which questions were answered; those that were have the right numbers, the others none."""
+    known = scores.outcome == Outcome.OK
+    np.testing.assert_allclose(scores.logp[known], truth(of)[0][known], atol=1e-5)
+    assert np.isnan(scores.logp[~known]).all()
+    return known
