@@ -93,7 +93,7 @@ def chosen(spec: PilotSpec, on: Ground, explained: np.ndarray) -> Pairs:
         spec.latents,
         spec.active,
         spec.inactive,
-        folds=FOLDS,
+        folds=min(FOLDS, len(np.unique(on.part.windows.group)) // 2),
         seed=spec.seed,
         rows=on.rows,
     )

@@ -118,10 +118,10 @@ def pairs(
 def _folds(where: Positions, folds: int, seed: int) -> np.ndarray:
     """A fold for every position; a document group is never in two."""
     groups, of_position = np.unique(where.group, return_inverse=True)
-    if len(groups) < 2 * folds:
+    if folds < 2 or len(groups) < 2 * folds:
         raise SettingError(
             f"a pilot tries calibrators on documents they have not seen: the calibrate split has {len(groups)} "
-            f"document groups, and it takes {2 * folds}. Give more text"
+            f"document groups, and it takes {2 * max(folds, 2)}. Give more text"
         )
     fold_of = np.empty(len(groups), dtype=np.int64)
     fold_of[generator(seed, "pilot", "folds").permutation(len(groups))] = np.arange(len(groups)) % folds
