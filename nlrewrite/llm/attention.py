@@ -11,7 +11,7 @@ attention over [prefix; own suffix] with the layer's own scaling, to rounding; n
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
@@ -34,6 +34,11 @@ class KeyValues:
 
     def __len__(self) -> int:
         return int(self.keys[0].shape[2])
+
+    @classmethod
+    def empty(cls, layers: int, heads: int, length: int, size: int, like: Tensor) -> "KeyValues":
+        keys, values = ([like.new_empty(1, heads, length, size) for _ in range(layers)] for _ in range(2))
+        return cls(keys, values)
 
     def cropped(self, length: int) -> "KeyValues":
         """Those of the text's first tokens, without a copy."""
@@ -65,25 +70,23 @@ class Packing(Protocol):
         ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class Growing:
-    """One text behind what came before it; `grown` gathers the keys and values of both."""
+    """The part of one text from token `start`, behind what came before it; `whole` has room for its keys and values."""
 
-    past: KeyValues | None
-    grown: KeyValues = field(default_factory=lambda: KeyValues([], []))
+    whole: KeyValues
+    start: int
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
         groups = q.shape[1] // k.shape[1]
         out, lse = attention(q, _repeated(k, groups), _repeated(v, groups), scaling, causal=True)
         out_SHD, lse_SH = out[0].transpose(0, 1), lse[0].T
-        if self.past is not None:
-            before = over_prefix(q, self.past.keys[layer], self.past.values[layer], scaling)
+        keys, values = self.whole.keys[layer], self.whole.values[layer]
+        if self.start:
+            before = over_prefix(q, keys[:, :, : self.start], values[:, :, : self.start], scaling)
             out_SHD = merged(*before, out_SHD, lse_SH)
-            k = torch.cat([self.past.keys[layer], k], dim=2)
-            v = torch.cat([self.past.values[layer], v], dim=2)
-        assert len(self.grown.keys) == layer
-        self.grown.keys.append(k)
-        self.grown.values.append(v)
+        keys[:, :, self.start : self.start + k.shape[2]] = k
+        values[:, :, self.start : self.start + v.shape[2]] = v
         return out_SHD[None]
 
 

@@ -25,8 +25,8 @@ from nlrewrite.llm.attention import Growing, KeyValues, Own, Packing, Step, Suff
 from nlrewrite.llm.engine import Completion, Outcome, PrefixBlock, Sampling, Scores, Usage
 from nlrewrite.llm.packing import Map
 
-REMEMBERED = 2
-"""Prefixes whose keys and values are held."""
+REMEMBERED, SEGMENT = 2, 64
+"""Prefixes whose keys and values are held, and tokens of them that are run, and reused, together."""
 ROOM = 16
 """Keys and values of replies in progress are held for this many times `tokens`."""
 COMPACT = 0.75
@@ -142,27 +142,38 @@ class Packed:
     # -- the prefix ---------------------------------------------------------------------------------------------------
 
     def _prefix(self, prefix: np.ndarray) -> KeyValues:
-        """Its keys and values; of what a remembered one begins with, only the rest is computed."""
+        """Its keys and values. It is run in segments, so that they are the same bits whether a remembered prefix began
+        with some of the segments or not."""
         name = np.ascontiguousarray(prefix, dtype=np.int32).tobytes()
-        common, best = 0, b""
-        for other in self._remembered:
-            alike = _alike(prefix, np.frombuffer(other, dtype=np.int32))
-            if alike > common:
-                common, best = alike, other
-        past = self._remembered[best].cropped(common) if common else None
+        found = self._remembered.pop(name, None)
+        common = len(prefix)
+        if found is None:
+            found, common = self._begun(prefix)
+            for start in range(common, len(prefix), SEGMENT):
+                ids_S = torch.from_numpy(prefix[start : start + SEGMENT].astype(np.int64)).to(self._device)
+                positions = torch.arange(start, start + len(ids_S), device=self._device)
+                last = len(self.anatomy.layers)
+                self._through(self.anatomy.embed(ids_S), positions, Growing(found, start), 0, last)
         self.usage.cached_tokens += common
         self.usage.prompt_tokens += len(prefix) - common
-        if past is None or common < len(prefix):
-            growing = Growing(past)
-            rest = torch.from_numpy(prefix[common:].astype(np.int64)).to(self._device)
-            positions = torch.arange(common, len(prefix), device=self._device)
-            self._through(self.anatomy.embed(rest), positions, growing, 0, len(self.anatomy.layers))
-            past = growing.grown
-        self._remembered[name] = past
-        self._remembered.move_to_end(name)
+        self._remembered[name] = found
         while len(self._remembered) > REMEMBERED:
             self._remembered.popitem(last=False)
-        return past
+        return found
+
+    def _begun(self, prefix: np.ndarray) -> tuple[KeyValues, int]:
+        """Room for its keys and values, with those of the whole segments that a remembered prefix begins with too."""
+        anatomy, like = self.anatomy, torch.empty(0, dtype=self._dtype, device=self._device)
+        room = KeyValues.empty(len(anatomy.layers), anatomy.key_heads, len(prefix), anatomy.head_size, like)
+        alike = {name: _alike(prefix, np.frombuffer(name, dtype=np.int32)) for name in self._remembered}
+        best = max(alike, key=lambda name: alike[name], default=None)
+        if best is None:
+            return room, 0
+        common = alike[best] // SEGMENT * SEGMENT
+        before = self._remembered[best].cropped(common)
+        for ours, theirs in zip((*room.keys, *room.values), (*before.keys, *before.values), strict=True):
+            ours[:, :, :common] = theirs
+        return room, common
 
     # -- the layers ---------------------------------------------------------------------------------------------------
 

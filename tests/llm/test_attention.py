@@ -56,14 +56,15 @@ def test_suffixes_attend_to_the_prefix_and_to_themselves(heads, key_heads, befor
 def test_a_text_that_grows_attends_to_all_before_it_and_keeps_it(before):
     q, k, v = row(4, 2, 13)
     past = KeyValues([drawn(1, 2, before, SIZE, seed=7)], [drawn(1, 2, before, SIZE, seed=8)])
-    growing = Growing(past if before else None)
-    found = growing.attend(0, q, k, v, SCALE)
+    whole = KeyValues.empty(1, 2, before + 13, SIZE, q)
+    whole.keys[0][:, :, :before], whole.values[0][:, :, :before] = past.keys[0], past.values[0]
+    found = Growing(whole, before).attend(0, q, k, v, SCALE)
     keys, values = torch.cat([past.keys[0], k], dim=2), torch.cat([past.values[0], v], dim=2)
     causal = torch.ones(13, before + 13, dtype=torch.bool).tril(before)
     torch.testing.assert_close(found[0], dense(q, keys, values, causal), atol=1e-5, rtol=0)
-    assert torch.equal(growing.grown.keys[0], keys) and torch.equal(growing.grown.values[0], values)
-    assert len(growing.grown) == before + 13
-    assert torch.equal(growing.grown.cropped(5).values[0], values[:, :, :5])
+    assert torch.equal(whole.keys[0], keys) and torch.equal(whole.values[0], values)
+    assert len(whole) == before + 13
+    assert torch.equal(whole.cropped(5).values[0], values[:, :, :5])
 
 
 def test_one_more_token_of_each_suffix_is_the_end_of_a_longer_suffix():
