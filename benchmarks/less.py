@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.science import ACTIVATIONS, GATED, MODELLED, SAID, Line, Needed, finite, machine
+from benchmarks.science import ACTIVATIONS, MODELLED, SAID, Line, Needed, finite, machine
 from nlrewrite import profiles
 from nlrewrite.artifacts import Folder, Store
 from nlrewrite.calibrate import apply
@@ -50,6 +50,7 @@ RECALLS = (0.9, 0.99)
 LATENTS, CONTEXTS = 48, 400
 """Of an early exit: latents that are asked about, and contexts of each of its three draws."""
 RESAMPLES = 1000
+SPOKEN = {"on-calibrate": "simulation-calibrate", "simulation": "simulation-report"}
 Kept = Callable[[slice], np.ndarray]
 
 
@@ -77,20 +78,19 @@ def main() -> None:
 
 def settled(given: argparse.Namespace) -> tuple[RewriteSpec, Execution]:
     execution = Execution(store=given.store)
-    overrides = profiles.probing(Overrides(settings=tuple(given.set)), ("requirement", "sample-size"))
-    return profiles.resolve(given.profile, overrides, execution), execution
+    return profiles.resolve(given.profile, Overrides(settings=tuple(given.set)), execution), execution
 
 
-def built(given: argparse.Namespace) -> tuple[dict[str, Folder], RewriteSpec, Execution]:
-    """The artifacts that are read here, by the labels that probes have for them."""
+def built(given: argparse.Namespace, *more: str) -> tuple[dict[str, Folder], RewriteSpec, Execution]:
+    """The artifacts that are read here, by the labels that probes have for them: the subject's, and `more`."""
     spec, execution = settled(given)
     store = Store(given.store, execution.scratch)
-    needed = Needed(store, execution, lambda label: label in (*MODELLED, *SAID, *GATED))
+    needed = Needed(store, execution, lambda label: label in (*MODELLED, *more))
     rewrite(spec, needed)
-    named = {"explain": ACTIVATIONS[0], "calibrate": ACTIVATIONS[1], "report": ACTIVATIONS[2]}
-    named |= {"on-calibrate": SAID[1], "simulation": SAID[2]}
-    named |= {label: label for label in ("subject", "tokens", "coder", "gates", "explanations")}
-    return {label: store.folder(needed.made[made]) for label, made in named.items()}, spec, execution
+    named = dict(zip(("explain", "calibrate", "report"), ACTIVATIONS, strict=True))
+    named |= {label: label for label in ("subject", "tokens", "coder", *more)}
+    found = {label: store.folder(needed.made[made]) for label, made in named.items()}
+    return {**found, **{label: found[made] for label, made in SPOKEN.items() if made in found}}, spec, execution
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def share(kept: Kept, latents: int) -> float:
 
 def measure_gate(given: argparse.Namespace) -> Iterator[Line]:
     """Ask only at tokens of the gate; elsewhere a latent has its mean activation outside the gate."""
-    inputs, _, execution = built(given)
+    inputs, _, execution = built(given, "gates")
     up = upstream.read(inputs, Running(execution, Progress()))
     on, gates, everything = upstream.chosen(up.calibrate, upstream.CONTEXTS, 0), read_gates(inputs["gates"]), None
     everything = np.ones(up.latents, dtype=bool)
@@ -221,7 +221,7 @@ def measure_gate(given: argparse.Namespace) -> Iterator[Line]:
 
 def measure_cases(given: argparse.Namespace) -> Iterator[Line]:
     """Calibrate on cases drawn by activity, against all contexts that the published experiments had."""
-    inputs, _, execution = built(given)
+    inputs, _, execution = built(given, *SAID)
     running = Running(execution, Progress())
     up = upstream.read(inputs, running)
     everywhere = upstream.chosen(up.calibrate, up.calibrate.count, 0)
@@ -362,19 +362,17 @@ def _of_reader(given: argparse.Namespace) -> tuple[Any, list[list[PrefixBlock]],
     from nlrewrite.activations.codes import true_codes
     from nlrewrite.activations.pairs import read as read_pairs
     from nlrewrite.language.prompts import prompts
-    from nlrewrite.language.template import filled as with_text
     from nlrewrite.language.template import template
     from nlrewrite.llm.loading import load
     from nlrewrite.llm.packed import Packed
-    from nlrewrite.simulate.answers import last_tokens
     from nlrewrite.simulate.rules import read_sentences
     from nlrewrite.text.positions import positions
     from nlrewrite.text.tokenizer import token_texts
     from nlrewrite.text.tokens import read_windows
 
-    inputs, spec, execution = built(given)
+    inputs, spec, execution = built(given, "explanations")
     model, tokenizer = load(Path(given.reader), execution, "float32", attention="sdpa")
-    compiled = prompts(template(with_text(spec.ask.prompt, None)), tokenizer, spec.ask.order)
+    compiled = prompts(template(spec.ask.prompt), tokenizer, spec.ask.order, name=spec.ask.prompt.name)
     where, texts = positions(read_windows(inputs["tokens"], "calibrate")), token_texts(inputs["subject"].root())
     sentences = read_sentences(inputs["explanations"])
     truth_PL = true_codes(read_pairs(inputs["calibrate"]), len(sentences)).extra_PL
@@ -386,9 +384,12 @@ def _of_reader(given: argparse.Namespace) -> tuple[Any, list[list[PrefixBlock]],
     told = [{"explanation": sentences[latent]} for latent in chosen.tolist()]
     draws = []
     for part in np.split(rows, 3):
-        shown = [
-            {"context": compiled.context(last_tokens(where, texts, int(at), spec.ask.window))} for at in part.tolist()
-        ]
+        first_P = part - np.minimum(where.offset[part], spec.ask.window - 1)
+        contexts = (
+            [texts[token] for token in where.token[first : last + 1].tolist()]
+            for first, last in zip(first_P.tolist(), part.tolist(), strict=True)
+        )
+        shown = [{"context": compiled.shown(tokens, (len(tokens) - 1,))} for tokens in contexts]
         first, last = (told, shown) if by_prefix else (shown, told)
         suffixes = [compiled.suffix(**each).tolist() for each in last]
         draws.append([PrefixBlock.of(compiled.prefix(**each).tolist(), suffixes, compiled.labels) for each in first])
