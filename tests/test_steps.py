@@ -27,7 +27,18 @@ GOLDEN = Path(__file__).parent / "golden"
 # What every step stands on and no step names. Of these only seeds and digests move results: their values are pinned.
 GROUND = {
     f"nlrewrite.{module}"
-    for module in ("specs", "material", "execution", "errors", "progress", "seeds", "steps", "composition", "artifacts")
+    for module in (
+        "specs",
+        "material",
+        "questions",
+        "execution",
+        "errors",
+        "progress",
+        "seeds",
+        "steps",
+        "composition",
+        "artifacts",
+    )
 }
 
 SPEC_OF: dict[str, Any] = {
@@ -47,6 +58,10 @@ SPEC_OF: dict[str, Any] = {
     "ladder": specs.LadderSpec,
     "requirement": specs.RequirementSpec,
     "sample-size": specs.SampleSizeSpec,
+    "reader": specs.ReaderSpec,
+    "sentences": specs.WriteSpec,
+    "quiz": specs.QuizSpec,
+    "answers": specs.AskSpec,
 }
 
 
