@@ -9,11 +9,12 @@
 #   make bench-science ARGS=margin    the ladder, the coverage, a full-size pass and the margin, measured again
 #   make bench-simulate               what asking costs: packed beside one by one, and what screens save
 #   make bench-explaining             what showing rivals and showing errors adds to the sentences of the rule explainer
+#   make bench-pilot                  how often a pilot's interval holds what the whole run then closes
 #   make bench-less                   what asking less saves and loses: gates, cases, a cascade, an early exit
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-all test-vllm accept-gpu check fmt wheel bless-steps bench-science bench-explaining bench-simulate bench-less setup
+.PHONY: help run ui test test-all test-vllm accept-gpu check fmt wheel bless-steps bench-science bench-pilot bench-explaining bench-simulate bench-less setup
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -77,6 +78,9 @@ bench-simulate: $(READY)
 
 bench-less: $(READY)
 	nice $(BIN)/python -m benchmarks.less $(ARGS)
+
+bench-pilot: $(READY)
+	nice $(BIN)/python -m benchmarks.pilot $(ARGS)
 
 bless-steps: $(READY)
 	$(BIN)/python -m tests.test_steps

@@ -15,8 +15,9 @@ from nlrewrite.errors import SettingError
 from nlrewrite.llm.engine import Engine, PrefixBlock
 from nlrewrite.probes.pilot_pairs import NOTHING, Pairs
 from nlrewrite.questions import AskSpec
-from nlrewrite.simulate.answers import Columned, last_tokens
+from nlrewrite.simulate.answers import Columned
 from nlrewrite.simulate.ask import ask
+from nlrewrite.simulate.inquiry import last_tokens
 from nlrewrite.simulate.rules import read_sentences
 from nlrewrite.text.positions import Positions
 from nlrewrite.text.tokenizer import token_texts

@@ -72,7 +72,7 @@ def test_one_window_for_many_contexts_reads_as_one_for_each() -> None:
         np.einsum("cre,crf->cef", each, each).mean((0,))
         for each in (pilot_loss.gradients(on.up, way, true_CE, 200, 0, Progress()) for way in (shared, apart))
     ]
-    assert mean[0] == pytest.approx(mean[1], rel=0.3, abs=0.1 * np.abs(mean[0]).max())
+    assert mean[0] == pytest.approx(mean[1], rel=0.3, abs=0.1 * float(np.abs(mean[0]).max()))
     losses_ = [pilot_loss.added(on.up, way, {"coder": true_CE}, Progress())["coder"] for way in (shared, apart)]
     assert losses_[0] == pytest.approx(losses_[1], rel=1e-5)
 
