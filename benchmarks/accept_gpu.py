@@ -21,16 +21,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from benchmarks import stand_ins
+from benchmarks.accept_models import config_of, cut, packed, tokenizer_of, vllm
 from nlrewrite.execution import Execution
 from nlrewrite.language import prompts, template
 from nlrewrite.llm import loading
@@ -68,6 +68,7 @@ class Size:
 
 LARGE = Size(questions=4096, seconds=30.0, matrix=8192, compared=256, lane=(20, 50))
 SMALL = Size(questions=64, seconds=1.0, matrix=512, compared=128, lane=(5, 8))
+Part = Callable[[argparse.Namespace, Size], Iterator[Line]]
 
 
 def main() -> None:
@@ -140,7 +141,7 @@ def products(device: str, dtype: torch.dtype, width: int, seconds: float) -> flo
         count, started = 0, now(device)
         while count == 0 or now(device) - started < wanted:
             for _ in range(10):
-                left @ right
+                torch.mm(left, right)
             count += 10
         spent = now(device) - started
     return 2.0 * width**3 * count / spent
@@ -152,97 +153,13 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
-# -- models and engines ------------------------------------------------------------------------------------------------
-
-
-def config_of(given: argparse.Namespace) -> PreTrainedConfig:
-    if given.model:
-        return AutoConfig.from_pretrained(given.model, local_files_only=True, trust_remote_code=False)
-    small = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "vocab_size": 4096}
-    large = {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "vocab_size": 128_256}
-    heads = (4, 1) if given.small else (32, 8)
-    return LlamaConfig(
-        **(small if given.small else large),
-        num_attention_heads=heads[0],
-        num_key_value_heads=heads[1],
-        max_position_embeddings=8192,
-        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
-        initializer_range=0.06 if given.small else 0.02,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=None,
-    )
-
-
-def fresh(config: PreTrainedConfig, dtype: torch.dtype, device: str) -> Any:
-    with torch.random.fork_rng(devices=[0] if device == "cuda" else []), torch.device(device):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    return model.eval().requires_grad_(False)
-
-
-def cut(given: argparse.Namespace) -> Path:
-    """A folder with the model's first two layers in float32."""
-    folder = given.work / ("cut-small" if given.small else "cut") / (given.model.name if given.model else "random")
-    if (folder / "tokenizer.json").is_file():
-        return folder
-    config = config_of(given)
-    config.get_text_config().num_hidden_layers = 2
-    if given.model:
-        model = AutoModelForCausalLM.from_pretrained(
-            given.model, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
-    else:
-        model = fresh(config, torch.float32, "cpu")
-    model.save_pretrained(folder)
-    tokenizer_of(given).save_pretrained(folder)
-    return folder
-
-
-def whole(given: argparse.Namespace) -> Path:
-    """A folder with the whole model, or with its shape and a tokenizer alone."""
-    if given.model:
-        return given.model
-    folder = given.work / ("shape-small" if given.small else "shape")
-    if not (folder / "tokenizer.json").is_file():
-        config = config_of(given)
-        config.architectures = ["LlamaForCausalLM"]
-        config.save_pretrained(folder)
-        tokenizer_of(given).save_pretrained(folder)
-    return folder
-
-
-def tokenizer_of(given: argparse.Namespace) -> PreTrainedTokenizerFast:
-    return loading.tokenizer(given.model) if given.model else stand_ins.tokenizer()
-
-
-@contextmanager
-def packed(given: argparse.Namespace, tokens: int, mass: bool = True) -> Iterator[Packed]:
-    """The whole model in bfloat16 (a CPU: float32)."""
-    dtype = "float32" if given.device == "cpu" else "bfloat16"
-    if given.model:
-        model, tokenizer = loading.load(given.model, Execution(device=given.device), dtype)
-    else:
-        model, tokenizer = fresh(config_of(given), getattr(torch, dtype), given.device), stand_ins.tokenizer()
-    with closing(Packed(model, tokenizer, tokens=tokens, mass=mass)) as engine:
-        yield engine
-
-
-@contextmanager
-def vllm(given: argparse.Namespace, mode: Any = "generate") -> Iterator[Vllm]:
-    dtype = "float32" if given.device == "cpu" else "bfloat16"
-    made = Vllm(whole(given), mode=mode, dtype=dtype, device=given.device, gpus=1, dummy=not given.model)
-    with closing(made) as engine:
-        yield engine
-
-
 # -- equality ----------------------------------------------------------------------------------------------------------
 
 
 def questions(given: argparse.Namespace, count: int, turn: int = 0) -> PrefixBlock:
     """Random tokens behind the same random prefix, and the digits of the tokenizer."""
     tokenizer = tokenizer_of(given)
-    labels = tokenizer.convert_tokens_to_ids(list(DIGITS))
+    labels = [tokenizer.get_vocab()[digit] for digit in DIGITS]
     vocabulary = len(tokenizer)
     lengths = generator(0, "lengths", turn).integers(SUFFIX - 10, SUFFIX + 11, count)
     rng = generator(0, "suffixes", turn)
@@ -376,7 +293,33 @@ def lane_vllm(given: argparse.Namespace, size: Size) -> Iterator[Line]:
         yield lane(given, size, engine)
 
 
-MEASURED: dict[str, Callable[[argparse.Namespace, Size], Iterator[Line]]] = {
+def pilot(engine: str) -> Part:
+    """The command, on the tiny subject, with a reader of which nothing is expected unless it is the user's own."""
+
+    def measured(given: argparse.Namespace, size: Size) -> Iterator[Line]:
+        profile, folder = ("smoke-reader", cut(given)) if given.small else ("tiny-reader", given.model or cut(given))
+        command = [sys.executable, "-m", "nlrewrite", "pilot", "--json", "--profile", profile, "--engine", engine]
+        command += ["--device", given.device, "--reader-folder", str(folder), "--set", "reader.kind=folder"]
+        command += ["--set", "ask.prompt.name=simulate", "--set", f"pilot.latents={8 if given.small else 200}"]
+        command += ["--store", str(given.work / f"store-{engine}"), "--runs", str(given.work / "runs")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr[-2000:])
+        found = json.loads(done.stdout)
+        asked = found["asked"]
+        answered = 1 - sum(asked["usage"]["failed"].values()) / asked["queries"]
+        yield {
+            **aimed(f"pilot, {engine}", answered, "share of questions answered", least=1.0),
+            "questions": asked["queries"],
+            "questions_per_second": asked["queries"] / asked["seconds"],
+            "questions_of_the_whole": found["whole_queries"],
+            "gap_closed": found["prediction"]["gap_closed"],
+        }
+
+    return measured
+
+
+MEASURED: dict[str, Part] = {
     "machine": machine,
     "equality-packed": equality_packed,
     "equality-vllm": equality_vllm,
@@ -384,6 +327,8 @@ MEASURED: dict[str, Callable[[argparse.Namespace, Size], Iterator[Line]]] = {
     "throughput-vllm": throughput_vllm,
     "lane-packed": lane_packed,
     "lane-vllm": lane_vllm,
+    "pilot-packed": pilot("packed"),
+    "pilot-vllm": pilot("vllm"),
 }
 
 

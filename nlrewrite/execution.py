@@ -21,7 +21,7 @@ class Execution(BaseModel):
     device: str = Field(
         default="cpu",
         pattern=r"^(cpu|cuda(:\d+)?)$",
-        description="Torch device; the CPU alone, in this version.",
+        description="Torch device of the language model that is asked; all else runs on the CPU.",
     )
     batch_tokens: int = Field(
         default=8192, ge=64, le=1 << 22, description="Tokens in one forward pass of the subject model."
@@ -48,3 +48,8 @@ class Execution(BaseModel):
     concurrency: int = Field(default=8, ge=1, le=4096, description="Requests to the endpoint at the same time.")
     request_timeout: float = Field(default=120.0, gt=0, le=86_400, description="Seconds a request may take.")
     request_tries: int = Field(default=5, ge=1, le=100, description="Times a request is tried before it has failed.")
+
+    @property
+    def subject_device(self) -> str:
+        """Torch device of everything but the language model that is asked: the CPU alone, in this version."""
+        return "cpu"

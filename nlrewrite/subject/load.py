@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlrewrite.artifacts import Folder
-from nlrewrite.errors import NotYet, SettingError, Unreachable
+from nlrewrite.errors import SettingError, Unreachable
 from nlrewrite.execution import Execution
 
 if TYPE_CHECKING:
@@ -40,10 +40,8 @@ def model(folder: Folder | Path, execution: Execution, dtype: str = "float32") -
     if about.get("kind") == "hub":
         root = download(about["model"], about["revision"], ("config.json", INDEX, "model*.safetensors"))
         weights(root)
-    if execution.device != "cpu":
-        raise NotYet(f"this version computes on the CPU alone: device={execution.device}. Use --device cpu")
     # one formula on every device; Gemma 2's soft-capping has no other
-    return frozen(root, about.get("dtype", dtype), execution.device, "eager")
+    return frozen(root, about.get("dtype", dtype), execution.subject_device, "eager")
 
 
 def frozen(root: Path, dtype: str, device: str, attention: str) -> "nn.Module":
