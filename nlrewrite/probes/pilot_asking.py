@@ -17,9 +17,8 @@ from nlrewrite.probes.pilot_pairs import NOTHING, Pairs
 from nlrewrite.questions import AskSpec
 from nlrewrite.simulate.answers import Columned
 from nlrewrite.simulate.ask import ask
-from nlrewrite.simulate.inquiry import last_tokens
 from nlrewrite.simulate.rules import read_sentences
-from nlrewrite.text.positions import Positions
+from nlrewrite.text.positions import Positions, last_tokens
 from nlrewrite.text.tokenizer import token_texts
 
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 In: answers, and the position that each is about. Out: blocks of 64 latents (`answers-*.safetensors`: log-probabilities
 of the ten digits, their mass, outcomes), `contexts.safetensors` and `outcomes.parquet` (a row a latent, with counts of
-its questions by outcome); and `Answered`, a simulation like any other. Invariants: every log-probability that was read is
-kept, so that all that follows can be done again for nothing; an answer that is missing is NaN, never a number.
+its questions by outcome); and `Answered`, a simulation like any other. Invariants: every log-probability that was read
+is kept, so that all that follows can be done again for nothing; an answer that is missing is NaN, never a number.
 """
 
 from dataclasses import dataclass

@@ -70,7 +70,8 @@ def ask(
             if stored is None:
                 texts.check(int(pair.latent[start]), int(pair.context[start]))
             part = _unpacked(stored) if stored is not None else _answered(engine, texts, pair, by, start, end)
-            if stored is None and work is not None:
+            unreached = (part.outcome == Outcome.TRANSPORT).any()  # who goes on may reach what this run could not
+            if stored is None and work is not None and not unreached:
                 work.write(name, _packed(part))
             kept.add(pair.latent[start:end], pair.column[start:end], part)
             advance(end - start, "" if stored is None else "kept from before")

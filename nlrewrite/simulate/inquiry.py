@@ -25,7 +25,7 @@ from nlrewrite.simulate import answers
 from nlrewrite.simulate.ask import NOTHING, Asked, ask
 from nlrewrite.simulate.drawing import at_random, by_activity
 from nlrewrite.simulate.rules import read_sentences, shuffled
-from nlrewrite.text.positions import Positions, positions
+from nlrewrite.text.positions import Positions, last_tokens, positions
 from nlrewrite.text.tokenizer import token_texts
 from nlrewrite.text.tokens import read_windows
 
@@ -113,12 +113,6 @@ def questions(spec: AskSpec, where: Positions, inputs: dict[str, Folder], latent
     for latent, each in enumerate(drawn):
         position_LS[latent, : len(each)] = each
     return position_LS
-
-
-def last_tokens(where: Positions, texts: list[bytes], position: int, window: int) -> list[bytes]:
-    """The tokens that a reader is shown of the context that ends at `position`, the last one included."""
-    first = position - min(int(where.offset[position]), window - 1)
-    return [texts[token] for token in where.token[first : position + 1].tolist()]
 
 
 def _closed(inputs: dict[str, Folder], where: Positions, position_LS: np.ndarray) -> np.ndarray:

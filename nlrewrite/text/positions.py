@@ -4,6 +4,7 @@ In: windows. Out: for each of the P positions its window, its place in it, its t
 Invariant: positions stand in window order and only hold input positions, never padding.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,3 +40,9 @@ def positions(windows: Windows) -> Positions:
     starts = np.cumsum(windows.lengths) - windows.lengths
     offset = (np.arange(len(window)) - np.repeat(starts, windows.lengths)).astype(np.int32)
     return Positions(window, offset, windows.tokens[window, offset], windows.group[window])
+
+
+def last_tokens(where: Positions, texts: Sequence[bytes], position: int, window: int) -> list[bytes]:
+    """Of the context that ends at `position` the last tokens of its window, itself included."""
+    first = position - min(int(where.offset[position]), window - 1)
+    return [texts[token] for token in where.token[first : position + 1].tolist()]
