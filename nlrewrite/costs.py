@@ -12,7 +12,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from nlrewrite.llm import rates
-from nlrewrite.llm.rates import DEVICES, PLANNED, Layout, Lengths, Measured, Prices, Shape
+from nlrewrite.llm.rates import DEVICES, PLANNED, Layout, Lengths, Measured, Prices
+from nlrewrite.llm.shape import Shape
 from nlrewrite.published import Published
 from nlrewrite.questions import Order, PromptSpec
 

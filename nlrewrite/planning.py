@@ -17,7 +17,7 @@ from nlrewrite.artifacts import Artifact, Finding, Store
 from nlrewrite.composition import rewrite
 from nlrewrite.costs import Cost, Questions
 from nlrewrite.execution import Execution
-from nlrewrite.llm import rates
+from nlrewrite.llm import rates, shape
 from nlrewrite.llm.rates import Lengths, Measured, Prices
 from nlrewrite.pipeline import REFRESH, check_refresh, decide, drifted, labels
 from nlrewrite.profiles import chosen
@@ -207,10 +207,10 @@ class Asking:
         self.by_model = not isinstance(spec.reader, RuleReader)
         self.published = published if published is not None and published.contexts else None
         if self.published is not None and not self.by_model:
-            self.model, self.name = rates.KNOWN.get(self.published.simulator), self.published.simulator
+            self.model, self.name = shape.KNOWN.get(self.published.simulator), self.published.simulator
         else:
             vocabulary = spec.subject.vocabulary if isinstance(spec.subject, TinySubject) else 50_000
-            self.model = rates.shape(spec.reader, execution.reader_folder, vocabulary)
+            self.model = shape.shape(spec.reader, execution.reader_folder, vocabulary)
             self.name = rates.named(spec.reader)
         self.asks = self.by_model or self.published is not None
 

@@ -8,7 +8,8 @@ import pytest
 from nlrewrite import cli, costs, terminal
 from nlrewrite.costs import Questions
 from nlrewrite.execution import Execution
-from nlrewrite.llm.rates import LLAMA_3_8B, Lengths, Measured, Prices
+from nlrewrite.llm.rates import Lengths, Measured, Prices
+from nlrewrite.llm.shape import LLAMA_3_8B
 from nlrewrite.profiles import PROFILES, Overrides, resolve
 from nlrewrite.questions import PromptSpec
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from nlrewrite.artifacts import Artifact, Provenance, Store
 from nlrewrite.errors import SettingError
 from nlrewrite.llm import rates
-from nlrewrite.llm.rates import DEVICES, LLAMA_3_1B, LLAMA_3_8B, Lengths, Prices, Shape
+from nlrewrite.llm.rates import DEVICES, Lengths, Prices
+from nlrewrite.llm.shape import LLAMA_3_1B, LLAMA_3_8B, Shape, shape
 from nlrewrite.specs import AskSpec, FolderReader, HubReader, RuleReader, ServedReader, TextSpec, TrainedReader
 from tests.subject.small_models import config
 
@@ -193,9 +194,9 @@ def test_readers_of_other_arithmetic_have_other_names() -> None:
 
 def test_readers_have_the_shape_of_their_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(config("llama").to_json_string())
-    assert rates.shape(FolderReader(), str(tmp_path)) == Shape.of(config("llama").to_dict())
-    assert rates.shape(FolderReader(), None) is None and rates.shape(RuleReader()) is None
-    assert rates.shape(HubReader(model="nobody/nothing", revision="0" * 40)) is None
-    assert rates.shape(ServedReader(model="meta-llama/Llama-3.1-8B-Instruct")) == LLAMA_3_8B
-    trained = rates.shape(TrainedReader(layers=2, width=64))
+    assert shape(FolderReader(), str(tmp_path)) == Shape.of(config("llama").to_dict())
+    assert shape(FolderReader(), None) is None and shape(RuleReader()) is None
+    assert shape(HubReader(model="nobody/nothing", revision="0" * 40)) is None
+    assert shape(ServedReader(model="meta-llama/Llama-3.1-8B-Instruct")) == LLAMA_3_8B
+    trained = shape(TrainedReader(layers=2, width=64))
     assert trained is not None and (trained.layers, trained.width) == (2, 64)
