@@ -74,6 +74,7 @@ def _trained(spec: TrainedReader, inputs: Mapping[str, "Folder"], out: Path, run
         "cpu_seconds": round(trained.cpu_seconds, 3),
         "curve": trained.curve,
         "judged": trained.judgement.fields(),
+        "strengths_alone": trained.control.fields(),
         "trained_on": {
             "split": "explain",
             "questions": spec.steps * spec.batch,

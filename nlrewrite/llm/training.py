@@ -23,6 +23,8 @@ import torch
 from safetensors.torch import load as unpacked
 from safetensors.torch import save as packed
 
+from nlrewrite.language.reading import distributions
+from nlrewrite.language.sentence import Rule
 from nlrewrite.llm.judging import Answered, Judgement, judge
 from nlrewrite.llm.lessons import LAST, Lesson, Stage, Teacher
 from nlrewrite.llm.rare import rare_loss
@@ -151,19 +153,28 @@ def known(tokenizer: Any, text: bytes) -> bool:
 
 
 def _begin_matching(attention: Any, form_FE: torch.Tensor, draws: torch.Generator) -> None:
-    """Half of the heads: one map for queries and keys, and marked tokens look for quoted ones."""
+    """Half of the heads get one map for queries and keys, with which marked tokens look for quoted ones.
+
+    In one more, any token looks for its like, so that one before the last may find the condition that names it.
+    """
     query, key = attention.q_proj.weight, attention.k_proj.weight
     quoted_E, marked_E = torch.nn.functional.normalize(form_FE, dim=1)
     half = HEAD // 2
     slow = torch.tensor([place for place in range(HEAD) if place % half >= STILL])
-    for head in range(max(1, query.shape[0] // HEAD // 2)):
+    heads = query.shape[0] // HEAD
+    matching = max(1, heads // 2)
+    for head in range(min(matching + 1, heads)):
         at = head * HEAD
         query[at : at + HEAD] *= 0.1
         key[at : at + HEAD] *= 0.1
         map_HE = torch.randn(len(slow), query.shape[1], generator=draws) * MATCH
         towards_H = torch.nn.functional.normalize(torch.randn(len(slow), generator=draws), dim=0)
-        query[at + slow] = map_HE + torch.outer(towards_H - map_HE @ marked_E, marked_E)
-        key[at + slow] = map_HE + torch.outer(towards_H, quoted_E)
+        if head == matching:
+            query[at + slow] = map_HE
+            key[at + slow] = map_HE
+        else:
+            query[at + slow] = map_HE + torch.outer(towards_H - map_HE @ marked_E, marked_E)
+            key[at + slow] = map_HE + torch.outer(towards_H, quoted_E)
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -175,6 +186,8 @@ class Trained:
 
     model: Any
     judgement: Judgement
+    control: Judgement
+    """Of one who reads the strengths of the same sentences without a fault, and none of their conditions."""
     curve: list[dict[str, float]]
     cpu_seconds: float
     """Of this process, in training and in what was kept of it before."""
@@ -210,7 +223,9 @@ def train(spec: TrainedReader, material: Material, tokenizer: Any, progress: "Pr
                     state = _state(model, optimizer, step + 1, spent + time.process_time() - began, curve)
                     work.write(STATE, state)
     spent += time.process_time() - began
-    return Trained(model.eval(), judged(model, spec, material), curve, spent)
+    lessons = [material.teacher.lesson(number, JUDGED_BY, judging=True) for number in range(JUDGED)]
+    judgement = judge(answers(model.eval(), material, lessons), spec.seed)
+    return Trained(model, judgement, judge(by_strengths(material, lessons), spec.seed), curve, spent)
 
 
 def _loss(model: Any, spec: TrainedReader, material: Material, step: int) -> torch.Tensor:
@@ -224,12 +239,6 @@ def _loss(model: Any, spec: TrainedReader, material: Material, step: int) -> tor
     return rare_loss(logits_NV, material.prompts.labels, answer_N, tilt_NK)
 
 
-def judged(model: Any, spec: TrainedReader, material: Material) -> Judgement:
-    """By held-out sentences."""
-    lessons = [material.teacher.lesson(number, JUDGED_BY, judging=True) for number in range(JUDGED)]
-    return judge(answers(model, material, lessons), spec.seed)
-
-
 def answers(model: Any, material: Material, lessons: Sequence[Lesson], at_once: int = 8) -> list[Answered]:
     found: list[Answered] = []
     for start in range(0, len(lessons), at_once):
@@ -240,6 +249,18 @@ def answers(model: Any, material: Material, lessons: Sequence[Lesson], at_once: 
         ends = np.cumsum([len(lesson.digit_C) for lesson in some])[:-1]
         for lesson, p_CZ in zip(some, np.split(p_NZ, ends), strict=True):
             found.append(Answered(p_CZ, lesson.digit_C, lesson.weight_C, material.teacher.names_last(lesson)))
+    return found
+
+
+def by_strengths(material: Material, lessons: Sequence[Lesson]) -> list[Answered]:
+    """What the strengths alone would answer, the conditions left out."""
+    found: list[Answered] = []
+    for lesson in lessons:
+        strengths = material.teacher.contexts.levels(Rule(lesson.rule.strengths))
+        level_P = np.zeros(len(material.teacher.contexts.where), dtype=np.int64)
+        level_P[strengths[0]] = strengths[1]
+        p_CZ = distributions()[level_P[lesson.position_C]]
+        found.append(Answered(p_CZ, lesson.digit_C, lesson.weight_C, material.teacher.names_last(lesson)))
     return found
 
 

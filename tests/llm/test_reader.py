@@ -82,6 +82,7 @@ def test_a_trained_reader_is_a_folder_that_transformers_reads(trained: Folder) -
     assert told["kind"] == "trained" and told["parameters"] == sum(each.numel() for each in model.parameters())
     assert told["cpu_seconds"] > 0 and told["trained_on"]["questions"] == 32
     low, high = told["judged"]["auc_interval"]
+    assert told["strengths_alone"]["auc"] > told["judged"]["auc"]
     assert low <= told["judged"]["auc"] <= high and told["judged"]["sentences"] == 6
     assert specs.TrainedReader.model_validate({name: told[name] for name in specs.TrainedReader.model_fields}) == SPEC
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from nlrewrite.language.sentence import Rule, write
+from nlrewrite.language.sentence import SILENT, Change, Place, Rule, write
 from nlrewrite.llm import training
+from nlrewrite.llm.judging import judge
 from nlrewrite.llm.rare import rare_loss
 from nlrewrite.llm.rows import last_logits, rows
 from nlrewrite.llm.spelling import forms
@@ -118,6 +119,15 @@ def test_the_loss_falls_on_questions_it_is_taught() -> None:
 
     assert loss(after.model) < 0.5 * loss(first)
     assert 0 <= after.judgement.auc <= 1 and after.judgement.sentences == 4
+
+
+def test_the_control_knows_strengths_and_no_conditions() -> None:
+    plain = Rule(((b" the", 5), (b" of", 9))).normal()
+    changed = Rule(plain.strengths, (Change(Place(1, True), b" the", SILENT), Change(Place(8, True), 7, 2))).normal()
+    lessons = [MATERIAL.teacher.about(rule, 60, np.random.default_rng(0)) for rule in (plain, changed)]
+    knows, misses = (judge(training.by_strengths(MATERIAL, [lesson])) for lesson in lessons if lesson is not None)
+    assert knows.auc == pytest.approx(1) and knows.explained > 0.95
+    assert misses.auc_named < 1 and misses.explained < knows.explained
 
 
 def test_a_context_is_shown_as_far_back_as_asked_and_never_beyond_its_window() -> None:
