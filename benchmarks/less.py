@@ -95,10 +95,11 @@ def built(given: argparse.Namespace, *more: str) -> tuple[dict[str, Folder], Rew
 
 @dataclass(frozen=True)
 class Asked:
-    """A simulator that is asked about some pairs alone; the others are missing."""
+    """A simulator that is asked about some pairs alone; the others are missing, or below all that were asked about."""
 
     said: Said
     kept: Kept
+    lowest: bool = False
 
     @property
     def explained(self) -> np.ndarray:
@@ -109,7 +110,8 @@ class Asked:
         return self.said.contexts
 
     def scores(self, latents: slice) -> np.ndarray:
-        return np.where(self.kept(latents), self.said.scores(latents), np.float32(np.nan))
+        score, kept = self.said.scores(latents), self.kept(latents)
+        return (cascade.lowest(score, kept) if self.lowest else np.where(kept, score, np.nan)).astype(np.float32)
 
     def digits(self, latents: slice) -> None:
         return None
@@ -283,34 +285,12 @@ def measure_cascade(given: argparse.Namespace) -> Iterator[Line]:
         recalls[key] = float(sum(hit for hit, _ in hits) / sum(there for _, there in hits))
         inside = up.fit("hurdle", Asked(said, kept), on)
         arms.add(f"hurdle, {key}", filled(up, apply.predictions(inside, reported), kept_later, dropped))
-        ranked = up.fit("quantile-6", Lowest(said, kept), on)
-        arms.add(f"quantile-6, {key}", apply.predictions(ranked, Lowest(reported, kept_later)))
+        ranked = up.fit("quantile-6", Asked(said, kept, lowest=True), on)
+        arms.add(f"quantile-6, {key}", apply.predictions(ranked, Asked(reported, kept_later, lowest=True)))
         pairs |= {f"{name}, {key}": name for name in ("hurdle", "quantile-6")}
     for arm, told in arms.told(pairs).items():
         key = arm.partition(", ")[2]
         yield {"what": f"cascade, {arm}", "saved": 1 - kept_share[key], "recall": recalls[key], **told}
-
-
-@dataclass(frozen=True)
-class Lowest:
-    """What was asked for, and below all of it what was not."""
-
-    said: Said
-    kept: Kept
-
-    @property
-    def explained(self) -> np.ndarray:
-        return self.said.explained
-
-    @property
-    def contexts(self) -> int:
-        return self.said.contexts
-
-    def scores(self, latents: slice) -> np.ndarray:
-        return cascade.lowest(self.said.scores(latents), self.kept(latents)).astype(np.float32)
-
-    def digits(self, latents: slice) -> None:
-        return None
 
 
 # -- an early exit -----------------------------------------------------------------------------------------------------
