@@ -120,21 +120,21 @@ class Suffixes:
 
 @dataclass(frozen=True)
 class Step:
-    """One more token of each of N suffixes: behind the prefix and `before[n]` tokens of its own."""
+    """One more token of each of N suffixes: behind the prefix and `before[n]` tokens of its own, fewer than `room`."""
 
     prefix: KeyValues | None
     own: Own
     before_N: Tensor
+    room: int
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
         suffix_N = torch.arange(len(self.before_N), device=q.device)
         keys, values = self.own.keys[layer], self.own.values[layer]
         keys[suffix_N, :, self.before_N] = k[0].transpose(0, 1)
         values[suffix_N, :, self.before_N] = v[0].transpose(0, 1)
-        longest = int(self.before_N.max()) + 1
-        seen_NM = torch.arange(longest, device=q.device) <= self.before_N[:, None]
+        seen_NM = torch.arange(self.room, device=q.device) <= self.before_N[:, None]
         q_NKGD = q[0].transpose(0, 1).unflatten(1, (keys.shape[1], -1))
-        out, lse = _in_full(q_NKGD, keys[:, :, :longest], values[:, :, :longest], scaling, seen_NM[:, None, None])
+        out, lse = _in_full(q_NKGD, keys[:, :, : self.room], values[:, :, : self.room], scaling, seen_NM[:, None, None])
         out_NHD, lse_NH = out.flatten(1, 2), lse.flatten(1, 2)
         if self.prefix is None:
             return out_NHD[None]

@@ -298,6 +298,7 @@ class Packed:
         own = Own.empty(layers, len(prompts), self.anatomy.key_heads, room, self.anatomy.head_size, like)
         last_ND = self._read(prompts, lengths_N, prefix, shared, own)
         going, before_N = list(range(len(prompts))), torch.from_numpy(lengths_N).to(self._device)
+        reach = int(lengths_N.max())
         while unfinished := [at for at, index in enumerate(going) if not replies[index].finished]:
             if len(unfinished) <= COMPACT * len(going):
                 chosen = torch.tensor(unfinished, device=self._device)
@@ -308,8 +309,9 @@ class Packed:
             self.usage.new_tokens += len(unfinished)
             if all(replies[index].finished for index in going):
                 break
+            reach = min(reach + 1, room)
             embedded_ND = self.anatomy.embed(torch.tensor(tokens, device=self._device))
-            last_ND = self._through(embedded_ND, shared + before_N, Step(prefix, own, before_N), 0, layers)
+            last_ND = self._through(embedded_ND, shared + before_N, Step(prefix, own, before_N, reach), 0, layers)
             before_N = (before_N + 1).clamp(max=room - 1)  # reached by finished ones alone
         return [reply.completion() for reply in replies]
 

@@ -79,7 +79,7 @@ def test_one_more_token_of_each_suffix_is_the_end_of_a_longer_suffix():
     before = [shorter.even(each[0, :, inner].transpose(0, 1)).transpose(0, 1)[None] for each in (q, k, v)]
     Suffixes(shorter, prefix, own).attend(0, *before, SCALE)
     last = [each[:, :, map.last_N] for each in (q, k, v)]
-    found = Step(prefix, own, torch.from_numpy(LENGTHS)).attend(0, *last, SCALE)
+    found = Step(prefix, own, torch.from_numpy(LENGTHS), int(longer.max())).attend(0, *last, SCALE)
     torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
 
 

@@ -103,6 +103,21 @@ def test_a_vocabulary_in_blocks_is_the_whole_vocabulary(reference, monkeypatch):
     agree(packed(top=True).digits(block), reference.digits(block))
 
 
+def test_a_device_without_a_kernel_of_its_own_says_the_same(reference, monkeypatch):
+    """The way of plain products and softmax, through a whole model."""
+    calls: list[bool] = []
+
+    def plain(q, k, v, scaling, *, causal):
+        calls.append(causal)
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() if causal else None
+        return attention._in_full(q, k, v, scaling, seen)
+
+    monkeypatch.setattr(attention, "attention", plain)
+    block = making.block(70, RAGGED)
+    agree(packed(tokens=40).digits(block), reference.digits(block))
+    assert set(calls) == {True, False}
+
+
 def test_in_half_precision_packing_adds_no_error():
     """Against float32 with the same, rounded, weights: averaged over models, for suffixes of a prefix err alike."""
     errors: list[tuple[float, float]] = []
