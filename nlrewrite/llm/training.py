@@ -4,10 +4,11 @@ In: a spec, lessons, and how questions are put. Out: the model, and how well it 
 Invariants: everything is drawn from the spec's seed and the step's number, so that a training that was cut off and went
 on gives the same bits as one that was not; what it predicts are the probabilities of the text, not of the lessons.
 
-Reading a rule begins with finding the context's last token in the sentence. Left to itself, a model of this size takes
-most of an hour to come upon that. So a token's two forms begin with the same vector but for one that says which form it
-is, and half of the heads of the first two layers begin as matchers: the same random map for queries and keys, so that a
-marked token looks at its like. All of it is trained on.
+Reading a rule begins with finding the context's last token in the sentence. Left to itself, a model of this size has not
+come upon that when one that begins as follows has learned it (docs/reader.md). A token's two forms begin with the same
+vector but for one that says which form it is, and half of the heads of the first two layers begin as matchers: one random
+map for queries and keys, so that a marked token looks at its like, or where the context comes first, is looked at. All
+of it is trained on.
 """
 
 import json
@@ -143,7 +144,7 @@ def fresh_model(spec: TrainedReader, tokenizer: Any, texts: Sequence[bytes]) -> 
         for form in range(2):
             embedding[ids_VF[:, form]] = same_VE + form_FE[form]
         for layer in model.model.layers[:MATCHING_LAYERS]:
-            _begin_matching(layer.self_attn, form_FE, draws)
+            _begin_matching(layer.self_attn, form_FE if spec.order == "explanation" else form_FE.flip(0), draws)
     return model.train()
 
 
@@ -153,12 +154,12 @@ def known(tokenizer: Any, text: bytes) -> bool:
 
 
 def _begin_matching(attention: Any, form_FE: torch.Tensor, draws: torch.Generator) -> None:
-    """Half of the heads get one map for queries and keys, with which marked tokens look for quoted ones.
+    """Half of the heads get one map for queries and keys, with which tokens of the second form look for the first.
 
     In one more, any token looks for its like, so that one before the last may find the condition that names it.
     """
     query, key = attention.q_proj.weight, attention.k_proj.weight
-    quoted_E, marked_E = torch.nn.functional.normalize(form_FE, dim=1)
+    first_E, second_E = torch.nn.functional.normalize(form_FE, dim=1)
     half = HEAD // 2
     slow = torch.tensor([place for place in range(HEAD) if place % half >= STILL])
     heads = query.shape[0] // HEAD
@@ -173,8 +174,8 @@ def _begin_matching(attention: Any, form_FE: torch.Tensor, draws: torch.Generato
             query[at + slow] = map_HE
             key[at + slow] = map_HE
         else:
-            query[at + slow] = map_HE + torch.outer(towards_H - map_HE @ marked_E, marked_E)
-            key[at + slow] = map_HE + torch.outer(towards_H, quoted_E)
+            query[at + slow] = map_HE + torch.outer(towards_H - map_HE @ second_E, second_E)
+            key[at + slow] = map_HE + torch.outer(towards_H, first_E)
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
