@@ -4,11 +4,11 @@ In: a spec, lessons, and how questions are put. Out: the model, and how well it 
 Invariants: everything is drawn from the spec's seed and the step's number, so that a training that was cut off and went
 on gives the same bits as one that was not; what it predicts are the probabilities of the text, not of the lessons.
 
-Reading a rule begins with finding the context's last token in the sentence. Left to itself, a model of this size has not
-come upon that when one that begins as follows has learned it (docs/reader.md). A token's two forms begin with the same
-vector but for one that says which form it is, and half of the heads of the first two layers begin as matchers: one random
-map for queries and keys, so that a marked token looks at its like, or where the context comes first, is looked at. All
-of it is trained on.
+Reading a rule begins with finding the context's last token in the sentence. Left to itself, a model of this size has
+not come upon that when one that begins as follows has learned it (docs/reader.md). A token's two forms begin with the
+same vector but for one that says which form it is, and half of the heads of the first two layers begin as matchers:
+one random map for queries and keys, so that a marked token looks at its like, or where the context comes first, is
+looked at. All of it is trained on.
 """
 
 import json
