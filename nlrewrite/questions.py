@@ -32,7 +32,7 @@ class TrainedReader(Spec):
     kind: Literal["trained"] = "trained"
     layers: int = Field(default=4, ge=1, le=32)
     width: int = Field(default=128, ge=32, le=4096, multiple_of=32, description="Heads are 32 wide.")
-    steps: int = Field(default=2400, ge=1, le=10_000_000)
+    steps: int = Field(default=1800, ge=1, le=10_000_000)
     batch: int = Field(default=128, ge=1, le=65536, description="Questions in one training step.")
     learning_rate: float = Field(default=3e-3, gt=0, lt=1)
     order: Order = Field(default="explanation", description="What comes first in its prompts: ask it in this order.")
