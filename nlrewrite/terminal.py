@@ -335,9 +335,14 @@ def pilot_text(result: Mapping[str, Any], whole: int | None) -> str:
         each = result["prediction"][name]
         return f"{each['value']:.3f} [{each['low']:.3f}, {each['high']:.3f}]"
 
-    lines = [
-        f"gap closed, predicted: {told('gap_closed')} ({result['level']:.0%} interval)",
-        f"added loss, predicted: {told('added_loss')} nats above the coder's",
+    if result["prediction"]["gap_closed"] is None:
+        lines = ["gap closed: not predicted, for mean ablation adds no loss to speak of here"]
+    else:
+        lines = [
+            f"gap closed, predicted: {told('gap_closed')} ({result['level']:.0%} interval)",
+            f"added loss, predicted: {told('added_loss')} nats above the coder's",
+        ]
+    lines += [
         f"squared error taken away: {told('in_output')} by all latents together, {told('alone')} by each alone",
         f"asked: {result['queries']:,} questions, {result['latents']:,} of {result['of_latents']:,} latents",
     ]

@@ -66,14 +66,15 @@ class Interval:
 class Prediction:
     """Of the share of the gap that the whole rewriting will close."""
 
-    gap_closed: Interval
+    gap_closed: Interval | None
+    """None where mean ablation costs nothing to speak of: there is no gap."""
     in_output: Interval
     """The share of mean ablation's squared error that it will take away."""
     alone: Interval
     """The same from each latent alone, by its explained variance: blind to errors that latents make together."""
     louder: float
     """How much louder the loss reads what is left wrong."""
-    added_loss: Interval
+    added_loss: Interval | None
     """Above the coder's loss, in nats."""
 
 
@@ -153,12 +154,17 @@ def predicted(whole: Composed, translation: Translation, level: float) -> Predic
     )
     nats = Figure(share.value * translation.mean_loss, share.error * translation.mean_loss)
     return Prediction(
-        _less(share, critical),
+        _less(share, critical) if translation.tells else None,
         _less(whole.together, critical),
         _less(whole.alone, critical),
         whole.read.value,
-        Interval(nats.value, max(0.0, nats.value - critical * nats.error), nats.value + critical * nats.error),
+        _around(nats, critical) if translation.tells else None,
     )
+
+
+def _around(nats: Figure, critical: float) -> Interval:
+    reach = critical * nats.error
+    return Interval(nats.value, max(0.0, nats.value - reach), nats.value + reach)
 
 
 def _less(share: Figure, critical: float) -> Interval:

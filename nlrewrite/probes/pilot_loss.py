@@ -111,6 +111,13 @@ class Translation:
     """By rewriting: its weighed error, and its added loss."""
     mean_loss: float
     """Nats that mean ablation adds to the coder."""
+    mean_error: float = 0.0
+    """Standard error of those, over document groups."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether there is a gap to speak of."""
+        return self.mean_loss > 2 * self.mean_error
 
 
 def translation(up: Upstream, rows: np.ndarray, count: int, seed: int, progress: "Progress") -> Translation:
@@ -133,23 +140,28 @@ def translation(up: Upstream, rows: np.ndarray, count: int, seed: int, progress:
     for name, value in values.items():
         written[name] = np.asarray(value @ up.dec_LE, dtype=np.float32) + rest[name] @ up.dec_LE
 
-    ce = added(up, asked, written, progress)
+    loss_C = added(up, asked, written, progress)
+    ce = {name: float(each.mean(dtype=np.float64)) for name, each in loss_C.items()}
     base = ce["mean"] - ce["coder"]
+    off_G = np.bincount(np.unique(where.group[rows], return_inverse=True)[1], loss_C["mean"] - loss_C["coder"] - base)
+    error = float(np.sqrt(np.square(off_G).sum()) / len(rows))
+    if base <= 2 * error:
+        return Translation(0.0, 0.0, {}, base, error)
     tried: dict[str, tuple[float, float]] = {}
     quiet = float(np.square(off_CE, dtype=np.float64).sum())
     off_square = _alone(reads_CRE, up.dec_LE, mean_L, truth_CL, None)
     for name, value in values.items():
-        error = float(np.square(written[name] - true_CE, dtype=np.float64).sum()) / quiet
+        left = float(np.square(written[name] - true_CE, dtype=np.float64).sum()) / quiet
         wrong_square = _alone(reads_CRE, up.dec_LE, rest[name], truth_CL, value)
         louder = (wrong_square[0] / off_square[0]) / (wrong_square[1] / off_square[1])
-        tried[name] = error * louder, (ce[name] - ce["coder"]) / base
+        tried[name] = left * louder, (ce[name] - ce["coder"]) / base
     logs = np.array([np.log(max(added, 1e-3) / weighed) for weighed, added in tried.values()])
     kinds = np.array([logs[: len(KEPT)].mean(), *logs[len(KEPT) :]])
-    return Translation(float(kinds.mean()), float(np.abs(np.diff(kinds)).max() / 2), tried, base)
+    return Translation(float(kinds.mean()), float(np.abs(np.diff(kinds)).max() / 2), tried, base, error)
 
 
-def added(up: Upstream, asked: Prompts, written: dict[str, np.ndarray], progress: "Progress") -> dict[str, float]:
-    """Mean loss at the contexts with each of these written there, and nowhere else that is read."""
+def added(up: Upstream, asked: Prompts, written: dict[str, np.ndarray], progress: "Progress") -> dict[str, np.ndarray]:
+    """Losses at the contexts with each of these written there, and nowhere else that is read."""
     import torch
 
     starts = np.cumsum(asked.windows.lengths) - asked.windows.lengths
@@ -169,7 +181,7 @@ def added(up: Upstream, asked: Prompts, written: dict[str, np.ndarray], progress
 
     arms = {name: arm(each) for name, each in written.items()}
     measured = losses(up.model, up.located, asked.windows, arms, up.batch_tokens, progress)
-    return {name: float((each.ce if last else each.ce[ends]).mean(dtype=np.float64)) for name, each in measured.items()}
+    return {name: each.ce if last else each.ce[ends] for name, each in measured.items()}
 
 
 def thinned(

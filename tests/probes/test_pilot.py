@@ -1,25 +1,33 @@
 """A pilot on a small subject: how its loss reads errors, what free rewritings say, and the whole of it."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 
 from nlrewrite import composition, steps
+from nlrewrite.activations.codes import true_codes
+from nlrewrite.activations.pairs import Active
 from nlrewrite.artifacts import Artifact
 from nlrewrite.evaluate.losses import losses
 from nlrewrite.llm.engine import PrefixBlock, Scores
-from nlrewrite.probes import pilot, pilot_loss
+from nlrewrite.probes import pilot, pilot_loss, upstream
 from nlrewrite.probes.pilot_asking import faster
 from nlrewrite.probes.pilot_gain import Composed, Figure
 from nlrewrite.probes.pilot_loss import Translation
 from nlrewrite.probes.pilot_pairs import in_columns
+from nlrewrite.probes.upstream import Part
 from nlrewrite.profiles import Overrides, settled
 from nlrewrite.progress import Progress
 from nlrewrite.seeds import generator
 from nlrewrite.simulate.oracle import Manner, Scored, oracle
 from nlrewrite.specs import PilotSpec, Spec
+from nlrewrite.subject import sites
+from nlrewrite.subject.batches import inside, padded
 from nlrewrite.terminal import pilot_text
 from nlrewrite.text.tokens import Windows
+from tests.evaluate import planted
 from tests.evaluate.planted import LATENTS
 from tests.probes.making import made
 from tests.simulate.asking import Told
@@ -29,6 +37,32 @@ SPEC = PilotSpec(latents=8, active=6, inactive=20, free=100, gradients=8)
 
 def ground(layer: int | None = None) -> pilot.Ground:
     return pilot.ground(made(layer)[0])
+
+
+@pytest.fixture(scope="module")
+def told() -> pilot.Ground:
+    """A subject whose text is what it says itself with the coder in place, so that ablation costs something."""
+    up = made(layer=2)[0]
+    windows, coder = planted.windows((12,) * 96), up.coder
+
+    def put(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(0, 1)
+        values, latents = coder.encode(flat)
+        sparse_ = torch.zeros(len(flat), LATENTS).scatter(1, latents, values)
+        return (coder.beside(flat) + sparse_ @ coder.dec_LE).view_as(y)
+
+    tokens = windows.tokens.copy()
+    for at in range(1, tokens.shape[1]):
+        with sites.patched(up.model, up.located, put):
+            logits = sites.logits(up.model, torch.from_numpy(tokens[:, :at].astype(np.int64)))
+        tokens[:, at] = logits[:, -1].argmax(-1).numpy()
+    windows = Windows(tokens, windows.lengths, windows.document, windows.group, windows.start)
+    record = sites.activations_upto(up.model, up.located, padded(windows))
+    values, latents = coder.encode(record.x[inside(windows)])
+    active = Active(latents.numpy().astype(np.int32), values.numpy())
+    part = Part(windows, true_codes(active, LATENTS).extra_PL)
+    again = upstream.upstream(up.model, up.located, coder, active, part, part, 64)
+    return pilot.ground(again)
 
 
 def test_gradients_are_those_of_the_divergence() -> None:
@@ -73,7 +107,7 @@ def test_one_window_for_many_contexts_reads_as_one_for_each() -> None:
         for each in (pilot_loss.gradients(on.up, way, true_CE, 200, 0, Progress()) for way in (shared, apart))
     ]
     assert mean[0] == pytest.approx(mean[1], rel=0.3, abs=0.1 * float(np.abs(mean[0]).max()))
-    losses_ = [pilot_loss.added(on.up, way, {"coder": true_CE}, Progress())["coder"] for way in (shared, apart)]
+    losses_ = [pilot_loss.added(on.up, way, {"coder": true_CE}, Progress())["coder"].mean() for way in (shared, apart)]
     assert losses_[0] == pytest.approx(losses_[1], rel=1e-5)
 
 
@@ -108,9 +142,8 @@ def test_the_whole_of_it() -> None:
         whole = oracle(on.part.truth_PL, magnitude, Scored.of_auc(auc), Manner(), seed=0, split="calibrate")
         pairs = pilot.chosen(SPEC, on, whole.explained)
         found, measured, translation = pilot.pilot(SPEC, on, pairs, in_columns(whole, pairs), Progress())
-        assert found.gap_closed.low < found.gap_closed.value < found.gap_closed.high <= 1
+        assert (found.gap_closed is None) == (not translation.tells)
         assert measured.together.error > 0
-        assert set(translation.tried) == {"60% of the activations", "80% of the activations", "the token's mean"}
         gaps.append(found.in_output.value)
     assert gaps[1] > gaps[0] + 0.2
 
@@ -121,6 +154,25 @@ def test_an_interval_holds_how_far_free_rewritings_were_off() -> None:
     assert sure.value == unsure.value == pytest.approx(1 - 0.3 * np.exp(0.1))
     assert sure.high - sure.low == pytest.approx(2 * 1.2816 * 0.01 * np.exp(0.1), rel=1e-3)
     assert unsure.high - unsure.low > 3 * (sure.high - sure.low)
+
+
+def test_where_mean_ablation_costs_nothing_there_is_no_gap_to_predict() -> None:
+    whole = Composed(*(Figure(value, 0.01) for value in (0.4, 0.3, 1.0, 0.3)))
+    found = pilot.predicted(whole, Translation(0.0, 0.0, {}, 0.1, 0.06), 0.8)
+    assert found.gap_closed is None and found.added_loss is None
+    assert found.in_output.value == pytest.approx(0.7)
+    result = {"prediction": asdict(found), "level": 0.8, "queries": 10, "latents": 5, "of_latents": 9}
+    assert pilot_text(result, None).startswith("gap closed: not predicted")
+
+
+def test_free_rewritings_cost_more_the_more_is_left_out(told: pilot.Ground) -> None:
+    found = pilot.free(PilotSpec(free=400, gradients=16), told, Progress())
+    assert found.tells
+    assert set(found.tried) == {"60% of the activations", "80% of the activations", "the token's mean"}
+    weighed, added = zip(*found.tried.values(), strict=True)
+    assert 0 < weighed[1] < weighed[0] < 1
+    assert 0 < added[1] < added[0]
+    assert abs(found.shift) < 1.5
 
 
 # -- as a command ------------------------------------------------------------------------------------------------------
