@@ -351,6 +351,9 @@ def pilot_text(result: Mapping[str, Any], whole: int | None) -> str:
         return "\n".join([*lines, "the rule reader was asked, which costs nothing"])
     rate = spent["queries"] / spent["seconds"] if spent["seconds"] > 0 else None
     lines.append(f"by {spent['engine']}: {spent['seconds']:,.1f} s" + (f", {rate:,.1f} a second" if rate else ""))
+    each = spent.get("seconds_each", {})
+    if len(each) > 1:
+        lines.append(f"fastest here: {', '.join(f'{name} {1 / cost:,.1f} a second' for name, cost in each.items())}")
     if whole is not None and rate:
         hours = whole / rate / 3600
         lines.append(f"the whole run: {whole:,} questions, {hours:,.1f} hours at this rate")

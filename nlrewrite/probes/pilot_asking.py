@@ -4,8 +4,9 @@ In: a reader, sentences, windows, and the pairs. Out: what it said, with columns
 Invariant: the questions are those of the whole run about the same pairs, to the token; nothing else is asked.
 """
 
+import importlib.util
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,14 @@ from nlrewrite.text.positions import Positions, last_tokens
 from nlrewrite.text.tokenizer import token_texts
 
 if TYPE_CHECKING:
+    from nlrewrite.execution import Execution
+    from nlrewrite.llm.opening import Wanted
     from nlrewrite.steps import Running
+
+ENGINES = ("packed", "vllm")
+"""What may answer with digits, where nobody chose."""
+TIMED = 64
+"""Questions in the block that engines are timed on."""
 
 
 def answered(
@@ -58,7 +66,33 @@ def answered(
         spent = {"engine": engine.name, "queries": fresh, "seconds": round(seconds, 3), "usage": vars(engine.usage)}
     finally:
         engine.close()
+    known = [sentence for sentence in read if sentence][:TIMED]
+    if running.execution.engine == "auto" and known:
+        first, second = ({"context": shown[0]}, [{"explanation": each} for each in known])
+        if spec.order == "explanation":
+            first, second = {"explanation": known[0]}, [{"context": each} for each in shown[:TIMED]]
+        suffixes = [compiled.suffix(**each) for each in second]
+        block = PrefixBlock.of(compiled.prefix(**first), suffixes, compiled.labels)
+        spent["seconds_each"] = timed(inputs["reader"], running.execution, wanted, block)
     return Columned(asked, pairs.explained_L, spec.flavour), spent
+
+
+def timed(
+    reader: Folder, execution: "Execution", wanted: "Wanted", block: PrefixBlock, names: Sequence[str] = ENGINES
+) -> dict[str, float]:
+    """Seconds a question of every engine that is installed, each opened and closed by itself, the fastest first."""
+    from nlrewrite.llm.opening import opened
+
+    seconds: dict[str, float] = {}
+    for name in names:
+        if name == "vllm" and (importlib.util.find_spec("vllm") is None or execution.device == "cpu"):
+            continue
+        engine, _ = opened(reader, execution.model_copy(update={"engine": name}), wanted)
+        try:
+            seconds |= faster({name: engine}, block)
+        finally:
+            engine.close()
+    return dict(sorted(seconds.items(), key=lambda each: each[1]))
 
 
 def faster(engines: Mapping[str, Engine], block: PrefixBlock, repeats: int = 2) -> dict[str, float]:
