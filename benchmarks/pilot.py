@@ -16,13 +16,15 @@ import numpy as np
 from benchmarks.science import MODELLED, SAID, Line, Lines, Needed, settled
 from nlrewrite.artifacts import Folder
 from nlrewrite.calibrate import apply
+from nlrewrite.calibrate.cases import restricted
 from nlrewrite.composition import rewrite
 from nlrewrite.probes import panel, pilot, upstream
 from nlrewrite.probes.panel import Panel
 from nlrewrite.probes.pilot_pairs import in_columns
 from nlrewrite.progress import Progress
 from nlrewrite.simulate import rules
-from nlrewrite.simulate.said import Spoken
+from nlrewrite.simulate.oracle import Manner, Scored, oracle
+from nlrewrite.simulate.said import Said, Spoken
 from nlrewrite.specs import PilotSpec
 from nlrewrite.steps import Running
 
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--active", type=int, default=50)
     parser.add_argument("--inactive", type=int, default=200)
     parser.add_argument("--calibrator", default="hurdle")
+    parser.add_argument("--auc", type=float, help="ask an oracle of this AUC instead of the rules")
     parser.add_argument("--again", action="store_true", help="measure what is there already")
     given = parser.parse_args()
     spec, store, execution = settled(given, 0)
@@ -46,16 +49,32 @@ def main() -> None:
     said = {label: store.folder(needed.made[label]) for label in SAID}
     up = upstream.read(inputs, Running(execution, Progress()))
     lines = Lines(Path(given.out), given.again)
-    whole = lines.add(f"whole run, {given.calibrator}", lambda: whole_run(up, said, given.calibrator))
-    pilots(given, up, said, lines, whole)
+    heard = simulators(up, said, given.auc)
+    who = "rules" if given.auc is None else f"oracle {given.auc:g}"
+    whole = lines.add(f"whole run, {given.calibrator}, {who}", lambda: whole_run(up, heard, given.calibrator))
+    pilots(given, up, heard[0], lines, whole, who)
 
 
-def whole_run(up: upstream.Upstream, said: dict[str, Folder], calibrator: str) -> Line:
+def simulators(up: upstream.Upstream, said: dict[str, Folder], auc: float | None) -> tuple[Said, Said]:
+    """On the calibrate and on the report split."""
+    if auc is None:
+        return (
+            Spoken(rules.read(said["simulation-calibrate"]), up.calibrate.count),
+            Spoken(rules.read(said["simulation-report"]), up.report.count),
+        )
+    knows, manner = Scored.of_auc(auc), Manner(digits=False)
+    return (
+        oracle(up.calibrate.truth_PL, up.known.magnitude, knows, manner, seed=0, split="calibrate"),
+        oracle(up.report.truth_PL, up.known.magnitude, knows, manner, seed=0, split="report"),
+    )
+
+
+def whole_run(up: upstream.Upstream, heard: tuple[Said, Said], calibrator: str) -> Line:
     """The gap closed by all latents, calibrated on the whole calibrate split and measured on the report split."""
-    everywhere = upstream.chosen(up.calibrate, up.calibrate.count, 0)
-    on_calibrate = Spoken(rules.read(said["simulation-calibrate"]), up.calibrate.count)
-    on_report = Spoken(rules.read(said["simulation-report"]), up.report.count)
-    fitted = up.fit(calibrator, on_calibrate, everywhere)
+    on_calibrate, on_report = heard
+    count = up.calibrate.count if isinstance(on_calibrate, Spoken) else upstream.CONTEXTS
+    chosen = upstream.chosen(up.calibrate, count, 0)
+    fitted = up.fit(calibrator, restricted(on_calibrate, chosen.rows), chosen)
     measured = Panel(up, Progress())
     truth_PL, dec_LE = up.report.truth_PL, up.dec_LE
     measured.add("coder", np.asarray(truth_PL @ dec_LE, dtype=np.float32))
@@ -66,16 +85,13 @@ def whole_run(up: upstream.Upstream, said: dict[str, Folder], calibrator: str) -
     return {"gap_closed": gap.mean, "low": gap.low, "high": gap.high}
 
 
-def pilots(
-    given: argparse.Namespace, up: upstream.Upstream, said: dict[str, Folder], lines: Lines, whole: Line
-) -> None:
+def pilots(given: argparse.Namespace, up: upstream.Upstream, said: Said, lines: Lines, whole: Line, who: str) -> None:
     spec = PilotSpec(
         latents=max(2, round(given.share * up.latents)),
         active=given.active,
         inactive=given.inactive,
         calibrator=given.calibrator,
     )
-    spoken = Spoken(rules.read(said["simulation-calibrate"]), up.calibrate.count)
     on = pilot.ground(up)
     ready: list[tuple[np.ndarray, pilot.Translation]] = []
     names: list[str] = []
@@ -87,9 +103,9 @@ def pilots(
         reads_PRE, translation = ready[0]
         started = time.process_time()
         mine = spec.model_copy(update={"seed": seed})
-        pairs = pilot.chosen(mine, on, spoken.explained)
+        pairs = pilot.chosen(mine, on, said.explained)
         read = pilot.readable(pairs, seed)
-        composed = pilot.composed(mine, on, pairs, in_columns(spoken, pairs), reads_PRE[read], read)
+        composed = pilot.composed(mine, on, pairs, in_columns(said, pairs), reads_PRE[read], read)
         found = pilot.predicted(composed, translation, mine.level)
         return {
             **{
@@ -101,7 +117,9 @@ def pilots(
         }
 
     for seed in range(given.seeds):
-        what = f"pilot, {spec.latents} latents, {spec.active} + {spec.inactive} contexts, {spec.calibrator}, {seed}"
+        what = (
+            f"pilot, {spec.latents} latents, {spec.active} + {spec.inactive} contexts, {spec.calibrator}, {who}, {seed}"
+        )
         lines.add(what, lambda seed=seed: measured(seed))
         names.append(what)
     told = [lines.there[name] for name in names]
