@@ -8,9 +8,11 @@ command is known, so that help is instant, and a run whose steps are all there l
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nlrewrite.options import Act, parser
 
 if TYPE_CHECKING:
     from nlrewrite.artifacts import Artifact, Store
@@ -19,26 +21,9 @@ if TYPE_CHECKING:
     from nlrewrite.spending import Spent
     from nlrewrite.terminal import Output
 
-EXAMPLES = """examples:
-  nlrewrite run                                     rewrite the tiny model's last MLP, under Prefect
-  nlrewrite run --local --set coder.k=8             the same steps in this process, with another k
-  nlrewrite study --probes ladder                   the same, and where the published protocol loses
-  nlrewrite plan --set evaluate.resamples=4000      what a run would build, and why
-  nlrewrite plan --profile pythia-160m-transcoder   what a published experiment takes
-  nlrewrite pilot --set pilot.latents=200           what a run will come to, asked of some latents
-  nlrewrite show coder/1f2e                         what an artifact is made of; a few digits are enough
-  nlrewrite report --open                           the last report in the browser
-"""
-ENGINES = "what runs a language model that is asked: auto, packed, reference, vllm or server (NLREWRITE_ENGINE)"
-PROFILES = (
-    "tiny (default), tiny-no-skip, tiny-sae, tiny-reader, smoke, smoke-reader; published settings to plan with: "
-    "pythia-160m-transcoder, pythia-160m-transcoder-p1, pythia-160m-sae, smollm2-135m-transcoder, gemma-2-9b-sae, "
-    "gpt2-small-transcoders"
-)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    options = parser(ACTS).parse_args(arguments)
     import logging
 
     from nlrewrite.terminal import Output, guarded, show_log
@@ -47,100 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told = options.command in ("run", "study") and not (output.json or output.quiet)
     show_log(logging.INFO if told or output.verbose else logging.WARNING)
     return guarded(lambda: options.act(options, output), output)
-
-
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="nlrewrite",
-        description="Rewrite one layer of a language model in natural language, and measure what it costs in loss.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    everywhere, settings = _everywhere(), _settings()
-
-    def command(
-        name: str, act: Callable[[argparse.Namespace, "Output"], int], parents: list[Any], text: str
-    ) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, parents=parents, help=text, description=f"{text[:1].upper()}{text[1:]}.")
-        added.set_defaults(act=act)
-        return added
-
-    run = command("run", _run, [everywhere, settings], "build what is missing and write the report")
-    text = "run, and answer the questions about the method, all of them unless --probes names some"
-    study = command("study", _run, [everywhere, settings], text)
-    for each in (run, study):
-        each.add_argument("--local", action="store_true", help="in this process, without Prefect")
-    plan = command("plan", _plan, [everywhere, settings], "say what a run would build, why, and how much work it is")
-    for each in (run, study, plan):
-        text = "most that questions to a language model may take: '2M queries', '5e9 tokens', '40 gpu-hours', '$200'"
-        each.add_argument("--budget", metavar="AMOUNT", help=text)
-        text = "prompt=, cached= and new= for a million tokens, or DEVICE= for an hour, as A100=1.5; can be repeated"
-        each.add_argument("--price", action="append", default=[], metavar="NAME=VALUE", help=text)
-        text = "rebuild this step (label or kind), and what is made from it; can be repeated"
-        each.add_argument("--refresh", action="append", default=[], metavar="STEP", help=text)
-    text = "ask about some latents in some contexts, and say what the whole rewriting will come to"
-    command("pilot", _pilot, [everywhere, settings], text)
-    command("status", _status, [everywhere, settings], "show the artifacts of a profile, their age and their size")
-    show = command("show", _show, [everywhere], "show what an artifact is made of")
-    show.add_argument("artifact", metavar="KIND/DIGEST", help="the first digits of the digest are enough")
-    verify = command("verify", _verify, [everywhere], "read every byte of the store and compare it with its hash")
-    verify.add_argument("artifacts", nargs="*", metavar="KIND/DIGEST", help="only these")
-    gc = command("gc", _gc, [everywhere], "remove attempts that nothing names and that are older than a week")
-    gc.add_argument("--dry-run", action="store_true", help="only say what would go")
-    report = command("report", _report, [everywhere, settings], "say where a profile's report is")
-    report.add_argument("--open", action="store_true", help="open it in the browser")
-    prompts = command("prompts", _prompts, [everywhere], "list the templates of prompts, or show one")
-    prompts.add_argument("template", nargs="?", metavar="NAME", help="print its text")
-    prompts.add_argument("--example", action="store_true", help="print a question as the model sees it, and its cut")
-    prompts.add_argument("--order", choices=("context", "explanation"), default="context", help="which half is first")
-    prompts.add_argument("--scored", action="store_true", help="with a score in it")
-    prompts.add_argument("--model", metavar="FOLDER", help="as it is asked in this model's chat")
-    return top
-
-
-def _everywhere() -> argparse.ArgumentParser:
-    at = os.environ.get
-    options = argparse.ArgumentParser(add_help=False)
-    group = options.add_argument_group("where and how")
-    group.add_argument(
-        "--store", default=at("NLREWRITE_STORE", "store"), help="folder or s3://bucket/prefix (NLREWRITE_STORE)"
-    )
-    group.add_argument("--runs", default=at("NLREWRITE_RUNS", "runs"), help="folder of the reports (NLREWRITE_RUNS)")
-    group.add_argument("--threads", default=at("NLREWRITE_THREADS", "1"), help="compute threads (NLREWRITE_THREADS)")
-    group.add_argument("--device", default=at("NLREWRITE_DEVICE", "cpu"), help="cpu, cuda or cuda:N (NLREWRITE_DEVICE)")
-    group.add_argument(
-        "--text-folder", metavar="FOLDER", help="folder of text files, with --set text.source.kind=folder"
-    )
-    group.add_argument("--subject-folder", metavar="FOLDER", help="local model folder, with --set subject.kind=folder")
-    group.add_argument("--engine", default=at("NLREWRITE_ENGINE", "auto"), help=ENGINES)
-    group.add_argument(
-        "--endpoint",
-        default=at("NLREWRITE_ENDPOINT"),
-        metavar="URL",
-        help="OpenAI-compatible server, with --engine server; its key is read from NLREWRITE_API_KEY",
-    )
-    group.add_argument("--endpoint-model", metavar="NAME", help="name the endpoint knows the model by, if another")
-    group.add_argument("--concurrency", default=8, metavar="N", help="requests to the endpoint at the same time")
-    group.add_argument("--reader-folder", metavar="FOLDER", help="local model folder, with --set reader.kind=folder")
-    group.add_argument("--template-folder", metavar="FOLDER", help="folder of prompt templates of your own")
-    group.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress")
-    group.add_argument("-v", "--verbose", action="store_true", help="say more, and show the trace of an error")
-    return options
-
-
-def _settings() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
-    group = options.add_argument_group("settings")
-    group.add_argument("--profile", default="tiny", metavar="NAME", help=PROFILES)
-    group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for instance coder.k=8")
-    group.add_argument("--config", metavar="FILE", help="YAML or JSON file of settings, nested as their names are")
-    group.add_argument("--seed", metavar="N", help="seed of every stage")
-    group.add_argument("--protocol", metavar="NAME", help="whose settings to measure by: ours, p1, p2 or p1-code")
-    text = "questions about the method to answer too, with commas: ladder, requirement, sample-size, or all"
-    group.add_argument("--probes", metavar="NAMES", help=text)
-    return options
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -358,6 +249,20 @@ def _prompts(options: argparse.Namespace, output: "Output") -> int:
     return 0
 
 
+ACTS: dict[str, Act] = {
+    "run": _run,
+    "study": _run,
+    "plan": _plan,
+    "pilot": _pilot,
+    "status": _status,
+    "show": _show,
+    "verify": _verify,
+    "gc": _gc,
+    "report": _report,
+    "prompts": _prompts,
+}
+
+
 # -- from options to what the library takes ---------------------------------------------------------------------------
 
 
@@ -369,10 +274,11 @@ def _execution(options: argparse.Namespace) -> "Execution":
 
     names = (
         *("store", "runs", "threads", "device", "text_folder", "subject_folder"),
-        *("reader_folder", "template_folder", "engine", "endpoint", "endpoint_model", "concurrency"),
+        *("reader_folder", "template_folder", "engine", "endpoint", "endpoint_model", "concurrency", "spend"),
     )
+    given = {name: getattr(options, name) for name in names}
     try:
-        return Execution.model_validate({name: getattr(options, name) for name in names})
+        return Execution.model_validate({**given, "prices": options.price})
     except ValidationError as error:
         raise SettingError(_sentence(error)) from error
 

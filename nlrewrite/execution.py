@@ -46,6 +46,12 @@ class Execution(BaseModel):
         default=None, description="Name the endpoint knows the model by, where that is not the reader's own."
     )
     concurrency: int = Field(default=8, ge=1, le=4096, description="Requests to the endpoint at the same time.")
+    prices: tuple[str, ...] = Field(
+        default=(), description="What the endpoint's provider asks per million tokens: prompt=2.5, new=10."
+    )
+    spend: float | None = Field(
+        default=None, gt=0, description="Most money to spend at the endpoint, in the currency of the prices."
+    )
     request_timeout: float = Field(default=120.0, gt=0, le=86_400, description="Seconds a request may take.")
     request_tries: int = Field(default=5, ge=1, le=100, description="Times a request is tried before it has failed.")
 

@@ -79,6 +79,11 @@ def labels(spec: RewriteSpec) -> dict[str, str]:
     return found
 
 
+def named(label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
+    """A step runner that only says what the step's artifact is called."""
+    return steps.name(kind, spec, inputs)
+
+
 def check_refresh(refresh: Collection[str], known: Mapping[str, str]) -> frozenset[str]:
     """`refresh` if every name in it is a step's label or kind."""
     names = {*known, *known.values()}
@@ -236,8 +241,4 @@ def run_pilot(spec: RewriteSpec, profile: str, execution: Execution, progress: P
     require_runnable(profile, spec)
     store = Store(execution.store, execution.scratch)
     builder = Builder(store, execution, progress, f"pilot-{os.getpid()}")
-
-    def name(label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
-        return steps.name(kind, spec, inputs)
-
-    return json.loads(store.folder(pilot(spec, builder, name)).path("pilot.json").read_bytes())
+    return json.loads(store.folder(pilot(spec, builder, named)).path("pilot.json").read_bytes())

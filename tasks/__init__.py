@@ -12,7 +12,7 @@ from tasks.ask import answers, quiz, reader, sentences
 from tasks.evaluate import calibration, evaluation, report, scores
 from tasks.explain import explanations, gates, gating, simulation
 from tasks.learn import activations, coder, subject
-from tasks.probe import ladder, requirement, sample_size
+from tasks.probe import ladder, pilot, requirement, sample_size
 from tasks.read import corpus, tokens
 
 TASKS: dict[str, Task[..., Any]] = {
@@ -37,6 +37,7 @@ TASKS: dict[str, Task[..., Any]] = {
         ladder,
         requirement,
         sample_size,
+        pilot,
         report,
     )
 }

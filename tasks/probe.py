@@ -6,7 +6,7 @@ What each of them reads, `composition.PROBED` says, and the table of steps holds
 from prefect.client.schemas.objects import State
 
 from nlrewrite.artifacts import Artifact
-from nlrewrite.specs import LadderSpec, RequirementSpec, SampleSizeSpec
+from nlrewrite.specs import LadderSpec, PilotedSpec, RequirementSpec, SampleSizeSpec
 from tasks.step import Work, find_or_build, step
 
 
@@ -26,3 +26,9 @@ def requirement(spec: RequirementSpec, work: Work, **inputs: Artifact) -> State[
 def sample_size(spec: SampleSizeSpec, work: Work, **inputs: Artifact) -> State[Artifact]:
     """How many contexts calibration takes."""
     return find_or_build("sample-size", spec, inputs, work)
+
+
+@step
+def pilot(spec: PilotedSpec, work: Work, **inputs: Artifact) -> State[Artifact]:
+    """What rewriting all latents will come to, from some of them."""
+    return find_or_build("pilot", spec, inputs, work)

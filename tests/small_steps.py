@@ -44,9 +44,14 @@ def build_report(spec: Spec, inputs: Mapping[str, Folder], out: Path, running: R
     (out / "report.html").write_text("<!doctype html><title>a report</title>")
 
 
+def build_pilot(spec: Spec, inputs: Mapping[str, Folder], out: Path, running: Running) -> None:
+    build(spec, inputs, out, running)
+    (out / "pilot.json").write_text(json.dumps(PILOT))
+
+
 def install(monkeypatch: pytest.MonkeyPatch | None = None, sources: tuple[str, ...] = (__name__,)) -> None:
     """Put these functions into the table of steps."""
-    special = {"tokens": "build_tokens", "report": "build_report"}
+    special = {"tokens": "build_tokens", "report": "build_report", "pilot": "build_pilot"}
     for kind, step in steps.STEPS.items():
         small = Step(kind, step.version, f"{__name__}:{special.get(kind, 'build')}", sources, step.inputs)
         if monkeypatch is None:
@@ -106,4 +111,14 @@ RESULTS: dict[str, Any] = {
         _arm("token lookup | unigram", 0.25),
     ],
     "provenance": {},
+}
+PILOT: dict[str, Any] = {
+    "level": 0.8,
+    "queries": 4000,
+    "latents": 24,
+    "of_latents": 64,
+    "prediction": {
+        name: {"value": value, "low": value - 0.1, "high": value + 0.1}
+        for name, value in {"gap_closed": 0.5, "added_loss": 0.2, "in_output": 0.6, "alone": 0.7}.items()
+    },
 }

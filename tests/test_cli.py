@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nlrewrite import cli, pipeline, profiles, terminal
+from nlrewrite import cli, options, pipeline, profiles, terminal
 from nlrewrite.artifacts import Artifact, Store
 from tests import small_steps
 
@@ -58,17 +58,17 @@ def test_help_is_instant_and_gives_examples(tmp_path: Path):
 
 
 def test_help_of_run_names_every_profile():
-    text = " ".join(cli.PROFILES.replace(",", " ").replace(";", " ").split())
+    text = " ".join(options.PROFILES.replace(",", " ").replace(";", " ").split())
     assert [name for name in profiles.profile_names() if name not in text.split()] == []
 
 
 def test_the_parser_imports_nothing_of_the_library():
     code = (
-        "import sys; from nlrewrite import cli; cli.parser(); "
+        "import sys; from nlrewrite import cli; cli.parser(cli.ACTS); "
         "print([name for name in sys.modules if name.startswith('nlrewrite.') or name in ('pydantic', 'rich', 'yaml')])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['nlrewrite.cli']"
+    assert done.stdout.strip() == "['nlrewrite.options', 'nlrewrite.cli']"
 
 
 def test_run_local_prints_tables_headline_and_paths(small: Path, capsys: pytest.CaptureFixture[str]):
@@ -164,7 +164,7 @@ def test_places_come_from_the_environment(small: Path, monkeypatch: pytest.Monke
         (["run", "--config", "broken.yaml"], 2, "broken.yaml is neither YAML nor JSON"),
         (["run", "--config", "list.yaml"], 2, "must hold settings by name"),
         (["plan", "--store", "ftp://a/b"], 2, "a store is a local folder or s3://"),
-        (["run", "--profile", "pythia-160m-transcoder"], 3, "it needs explanations written by an LLM"),
+        (["run", "--profile", "pythia-160m-transcoder"], 3, "it needs coders loaded from published checkpoints"),
         (["run", "--local", "--profile", "gpt2-small-transcoders"], 3, "which this version does not have"),
         (["run", "--local", "--profile", "smoke", "--store", "file/store"], 4, "Not a directory"),
         (["show", "coder/ab"], 2, "no artifact of"),
@@ -283,7 +283,7 @@ def test_plan_of_a_published_experiment(small: Path, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     assert "327,680,000" in shown
     assert "train the coder 8,000,000,000" in shown
-    assert "not here yet: explanations written by an LLM" in shown
+    assert "not here yet: coders loaded from published checkpoints" in shown
 
 
 def test_run_becomes_the_flow_of_the_checkout(tmp_path: Path):

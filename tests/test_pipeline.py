@@ -257,7 +257,7 @@ def test_published_experiments_plan_and_do_not_run(execution: Execution):
     assert found.queries == 327_680_000
     assert found.tokens["train the coder"] == 8_000_000_000
     assert {row.state for row in found.rows} == {"missing"}
-    with pytest.raises(NotYet, match="a simulator that is an LLM"):
+    with pytest.raises(NotYet, match="coders loaded from published checkpoints"):
         pipeline.run_local(spec, name, (), execution, Progress())
     assert Store(execution.store).listed() == []
 
@@ -288,5 +288,10 @@ print([name for name in heavy if name in sys.modules])
 def test_labels_are_the_steps_of_the_composition_in_order():
     found = pipeline.labels(profiles.settled("smoke", profiles.probing(Overrides(), PROBES)))
     assert (next(iter(found)), next(reversed(found))) == ("corpus", "report")
-    assert set(found.values()) == set(steps.STEPS)
-    assert set(pipeline.labels(profiles.settled("smoke", Overrides())).values()) == set(steps.STEPS) - set(PROBES)
+    models = {"reader", "sentences", "quiz", "answers"}
+    assert set(found.values()) == set(steps.STEPS) - models - {"pilot"}
+    plain = set(pipeline.labels(profiles.settled("smoke", Overrides())).values())
+    assert plain == set(steps.STEPS) - models - {"pilot", *PROBES}
+    written = ("writer.kind=hub", "writer.model=someone/model", f"writer.revision={'a' * 40}")
+    by_model = pipeline.labels(profiles.settled("smoke-reader", Overrides(settings=written)))
+    assert models <= set(by_model.values())

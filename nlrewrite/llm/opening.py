@@ -52,7 +52,7 @@ def opened(folder: Folder, execution: Execution, wanted: Wanted = Wanted()) -> "
     if name == "vllm":
         from nlrewrite.llm.vllm import Vllm
 
-        mode = "generate" if wanted.mass or not wanted.labels else "pooling"
+        mode = "generate" if wanted.mass or wanted.top or not wanted.labels else "pooling"
         dtype, quantisation = about.get("dtype", "float32"), about.get("quantisation", "")
         made = Vllm(
             root,
@@ -61,6 +61,7 @@ def opened(folder: Folder, execution: Execution, wanted: Wanted = Wanted()) -> "
             dtype=dtype,
             quantisation=quantisation,
             device=execution.device,
+            top=wanted.top,
         )
         return made, cuts
     from nlrewrite.llm import loading
@@ -74,7 +75,7 @@ def opened(folder: Folder, execution: Execution, wanted: Wanted = Wanted()) -> "
     if name == "reference":
         from nlrewrite.llm.reference import Reference
 
-        return Reference(model, cuts), cuts
+        return Reference(model, cuts, top=wanted.top), cuts
     from nlrewrite.llm.linear import prepack
     from nlrewrite.llm.packed import Packed
 
@@ -93,6 +94,7 @@ def _best(about: dict[str, Any], execution: Execution, wanted: Wanted) -> str:
 
 
 def _server(about: dict[str, Any], execution: Execution, cuts: "PreTrainedTokenizerFast", wanted: Wanted) -> Engine:
+    from nlrewrite.llm.rates import Prices
     from nlrewrite.llm.server import Server
 
     if execution.endpoint is None:
@@ -106,6 +108,8 @@ def _server(about: dict[str, Any], execution: Execution, cuts: "PreTrainedTokeni
         tries=execution.request_tries,
         mass=wanted.mass,
         top=wanted.top,
+        prices=Prices.parse(execution.prices) if execution.prices else None,
+        limit=execution.spend,
     )
 
 
