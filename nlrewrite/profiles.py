@@ -39,6 +39,7 @@ READ_BY_A_MODEL: dict[str, Any] = {
     "ask": {"contexts": "cases", "window": 9, "order": "explanation", "prompt": {"name": "reader"}},
     "calibrate": {"calibrators": ("none", "quantile-6", "isotonic-shrunk", "hurdle", "hurdle@log-odds")},
     "evaluate": {"positions": ("last",), "fractions": (0.5, 1.0)},
+    "pilot": {"position": "last", "calibrator": "hurdle@log-odds"},
 }
 SMOKE: dict[str, Any] = {
     "tokens": {"limits": {"train": 200, "explain": 60, "calibrate": 40, "report": 30}},

@@ -119,6 +119,7 @@ ASKED: dict[str, Any] = {
     "write": {"min_active": 201},
     "reader": {"kind": "hub", "model": LLAMA_8B, "revision": "0e9e39f249a16976918f6564b8830bc894c89659"},
     "ask": {"order": "explanation", "flavour": "paper_top10"},
+    "pilot": {"position": "last", "calibrator": "hurdle@log-odds"},
 }
 """Who wrote and who read: 40 examples of all deciles, the sentence before the context, 32 tokens of it."""
 REWRITING = ("published-coder", "prompt-lengths")

@@ -128,7 +128,7 @@ class AskSpec(Spec):
         default=0.95, gt=0, lt=1, description="Chance that an answer that matters gets through the screen."
     )
     screen_contexts: int = Field(
-        default=64, ge=8, le=100_000, description="Contexts of its pilot, on the explain split."
+        default=256, ge=8, le=100_000, description="Contexts of its pilot, on the explain split."
     )
     gate: bool = Field(
         default=False, description="Ask only where the latent's lexical gate is open; elsewhere it is 0."
