@@ -59,7 +59,19 @@ _ENGINES = tuple(
     f"nlrewrite.llm.{each}"
     for each in (
         *("engine", "opening", "loading", "reference", "packed", "anatomy", "attention", "decoding", "head", "labels"),
-        *("linear", "packing", "rates", "vllm", "vllm_folder", "vllm_process", "server", "key", "patience", "probe"),
+        *(
+            "linear",
+            "packing",
+            "rates",
+            "shape",
+            "vllm",
+            "vllm_folder",
+            "vllm_process",
+            "server",
+            "key",
+            "patience",
+            "probe",
+        ),
         *("purse", "requests", "wire"),
     )
 )
