@@ -48,7 +48,7 @@ def pilot(
         show_steps(steps.rows)
         wait_until_whole(UUID(flow_run.id), steps.called)
     result = json.loads(steps.store.folder(made).path("pilot.json").read_bytes())
-    whole = planning.plan(profile, spec, (), execution).queries
+    whole = planning.plan(profile, spec, (), execution).whole
     text = pilot_text(result, whole)
     create_markdown_artifact(
         key="pilot", markdown=f"```\n{text}\n```", description="What rewriting all latents will come to."

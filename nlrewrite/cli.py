@@ -119,7 +119,7 @@ def _pilot(options: argparse.Namespace, output: "Output") -> int:
     profiles.require_runnable(options.profile, spec)
     spec = profiles.filled(spec, execution)
     result = pipeline.run_pilot(spec, options.profile, execution, terminal.progress(output.quiet or output.json))
-    whole = planning.plan(options.profile, spec, (), execution).queries
+    whole = planning.plan(options.profile, spec, (), execution).whole
     if output.json:
         _print_json({**result, "whole_queries": whole})
     else:

@@ -55,6 +55,11 @@ class Plan(BaseModel):
     rows: tuple[PlanRow, ...]
     queries: int | None = Field(description="Questions to the simulator; none while their number cannot be known.")
     queries_left: int | None = Field(description="Those of them that a run would have to ask.")
+    questions: int | None = Field(
+        default=None,
+        description="Questions of the whole run to a language model, answered ones too, at most; none if it is asked "
+        "nothing, or while their number cannot be known.",
+    )
     tokens: dict[str, int] = Field(description="Tokens that each kind of work reads.")
     at_most: bool = Field(description="The counts are upper bounds, for the tokens are not there to be counted.")
     needs: tuple[str, ...] = Field(description="Capabilities that a run takes and this version does not have.")
@@ -62,6 +67,11 @@ class Plan(BaseModel):
         default=(), description="What asking a language model takes, by engine; empty where none is asked."
     )
     assumed: str = Field(default="", description="What the computed costs take for granted.")
+
+    @property
+    def whole(self) -> int | None:
+        """Questions of the whole run to whoever reads: a language model, or the rules."""
+        return self.queries if self.questions is None else self.questions
 
     def printable(self) -> dict[str, Any]:
         """The plan as JSON, with artifacts by name."""
@@ -158,6 +168,7 @@ def plan(
         rows=tuple(planner.rows),
         queries=total,
         queries_left=left,
+        questions=asking.whole,
         tokens={name: count for name, count in reads.items() if count},
         at_most=at_most,
         needs=start.needs,
@@ -263,7 +274,16 @@ class Asking:
     @property
     def questions(self) -> list[Questions] | None:
         """Of every step that a run would ask in; none where their number cannot be known."""
-        specs = [self._planner.specs[row.step] for row in self._planner.rows if row.state in TO_BUILD]
+        return self._in(TO_BUILD)
+
+    @property
+    def whole(self) -> int | None:
+        """Questions of all steps, of those that are built too; none where no model is asked, or it cannot be known."""
+        found = self._in(("hit", *TO_BUILD)) if self.by_model else None
+        return None if found is None else round(sum(each.count for each in found))
+
+    def _in(self, states: Collection[PlanState]) -> list[Questions] | None:
+        specs = [self._planner.specs[row.step] for row in self._planner.rows if row.state in states]
         found = [self.of(each) for each in specs if isinstance(each, AskSpec)]
         return None if None in found else [each for each in found if each is not None]
 

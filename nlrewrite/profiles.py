@@ -88,6 +88,7 @@ PROFILES: dict[str, Profile] = {
                 "ask": {**READ_BY_A_MODEL["ask"], "active": 5, "inactive": 15},
                 "explain": {"max_quotes": 4, "max_words": 30, "min_active": 5},
                 "calibrate": {"calibrators": ("none", "quantile-6", "hurdle"), "folds": 2},
+                "pilot": {**READ_BY_A_MODEL["pilot"], "latents": 20, "active": 5, "inactive": 20},
             },
         ),
     ),
@@ -268,7 +269,8 @@ def _asked(spec: RewriteSpec, execution: Execution) -> dict[str, Any]:
 
             if execution.reader_folder is None:
                 raise SettingError(f"{who}.kind is folder and no folder is given. Name one with --reader-folder")
-            update[who] = model.model_copy(update={"content": fingerprint(Path(execution.reader_folder))})
+            content = fingerprint(Path(execution.reader_folder), "--reader-folder")
+            update[who] = model.model_copy(update={"content": content})
     return update
 
 

@@ -242,16 +242,20 @@ def headline(results: Mapping[str, Any]) -> str:
 
 def plan_text(plan: "Plan") -> str:
     """The plan's rows, and the work in numbers."""
+    from nlrewrite.profiles import chosen
+
     rows = [
         (row.step, str(row.artifact), row.state, row.why + (" (sources edited since)" if row.drift else ""))
         for row in plan.rows
     ]
     to_build = sum(row.state != "hit" for row in plan.rows)
     bound = "at most " if plan.at_most else ""
+    by_model = plan.questions is not None and chosen(plan.profile).published is None
+    simulator = "the rule reader" if by_model else "the simulator"
     if plan.queries is None or plan.queries_left is None:
-        queries = "queries to the simulator: known once the tokens step is built"
+        queries = f"queries to {simulator}: known once the tokens step is built"
     else:
-        queries = f"queries to the simulator: {bound}{plan.queries:,}, of which {plan.queries_left:,} are to be asked"
+        queries = f"queries to {simulator}: {bound}{plan.queries:,}, of which {plan.queries_left:,} are to be asked"
     tokens = "; ".join(
         f"{name} {bound if name in ('explain', 'calibrate', 'report') else ''}{count:,}"
         for name, count in plan.tokens.items()

@@ -152,7 +152,9 @@ def test_a_screens_pilot_is_paid_for(store: Path, capsys: pytest.CaptureFixture[
     counts: list[int] = []
     for more in ([], ["--set", "ask.screen=exit", "--set", "ask.screen_contexts=24"]):
         assert cli.main(["plan", "--profile", "smoke-reader", "--json", *more]) == 0
-        counts.append(json.loads(capsys.readouterr().out)["costs"][0]["queries"])
+        planned = json.loads(capsys.readouterr().out)
+        assert planned["questions"] == planned["costs"][0]["queries"]
+        counts.append(planned["questions"])
     assert counts[1] - counts[0] == 2 * 64 * 24
     arguments = ["plan", "--profile", "smoke-reader", "--budget", "30k queries", "--json"]
     prompts: list[int] = []

@@ -228,6 +228,8 @@ def text_of(name: str, folder: str | None = None) -> str:
     """The text of a template: the user's folder first, then ours."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise SettingError(f"a template's name has letters, digits and . _ - only: {name!r}. Rename the file")
+    if folder and not Path(folder).is_dir():
+        raise SettingError(f"there is no folder {folder}. Change --template-folder")
     places = [*([Path(folder)] if folder else []), FOLDER]
     for place in places:
         file = place / f"{name}.yaml"

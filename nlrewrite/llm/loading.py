@@ -29,7 +29,7 @@ def load(
         raise SettingError(f"dtype must be one of {', '.join(DTYPES)}: dtype={dtype}. Change the reader's dtype")
     if execution.device != "cpu" and not torch.cuda.is_available():
         raise SettingError(f"torch finds no GPU here: device={execution.device}. Use --device cpu")
-    subject.model_files(folder)
+    subject.model_files(folder, "--reader-folder")
     return subject.frozen(folder, dtype, execution.device, attention), tokenizer(folder)
 
 

@@ -196,7 +196,8 @@ class Packed:
             return (self._forward(row, prefix, 0, layers) for row in rows)
         if not 0 < screen.layer < layers:
             raise SettingError(
-                f"a screen must stand behind one of the layers 1 to {layers - 1}: layer={screen.layer}. Move it"
+                f"a screen stands behind a layer before the last: ask.screen_layer={screen.layer}, and the reader has "
+                f"{layers}. Lower --set ask.screen_layer, or use ask.screen=none"
             )
         halfway = [self._forward(row, prefix, 0, screen.layer) for row in rows]
         kept = self._kept(len(block), asked, halfway, screen)

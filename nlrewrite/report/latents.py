@@ -68,7 +68,7 @@ class Dossier:
     why_none: str
     outcome: str
     energy: float
-    energy_explained: float
+    energy_explained: float | None
     frequency: float
     count: int
     largest: float
@@ -102,7 +102,7 @@ def dossiers(spec: ReportSpec, inputs: dict[str, Folder]) -> list[Dossier]:
                 why_none=str(sentence["why_none"]),
                 outcome=outcomes[latent],
                 energy=float(energy[latent] / max(float(energy.sum()), 1e-30)),
-                energy_explained=float(sentence["energy_explained"]),
+                energy_explained=_number(sentence["energy_explained"]),
                 frequency=float(known["frequency"].iloc[latent]),
                 count=int(known["count"].iloc[latent]),
                 largest=float(known["max"].iloc[latent]),

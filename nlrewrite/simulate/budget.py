@@ -185,10 +185,11 @@ def best(budget: Budget, terms: Terms, price: Price) -> Offer:
     found = offers(budget.amount, terms, price)
     if found:
         return found[0]
-    least = min(_least(plan, terms, price) for plan in _plans(terms))
+    least, latents = min((_least(plan, terms, price), plan.latents.count) for plan in _plans(terms))
     raise SettingError(
         f"a budget of {budget.words} buys no rewriting with an interval: the least that does is {budget.of(least)}, "
-        f"for {LEAST_PROMPTS} report prompts and {sum(CASES[0])} calibration contexts of each latent. "
+        f"for {min(LEAST_PROMPTS, terms.prompts)} report prompts and at most {sum(CASES[0])} calibration contexts of "
+        f"each of {latents} latents. "
         f"Raise --budget, or ask about fewer latents with --set explain.min_active"
     )
 

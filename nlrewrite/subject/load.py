@@ -102,10 +102,13 @@ def refuse_pickles(where: str, names: Iterable[str]) -> None:
         )
 
 
-def model_files(folder: Path) -> list[str]:
-    """Names of the files that make the folder a subject: its config, weights and tokenizer; nothing else is read."""
+def model_files(folder: Path, option: str = "--subject-folder") -> list[str]:
+    """Names of the files that make the folder a model: its config, weights and tokenizer; nothing else is read.
+
+    `option` is the one that named the folder.
+    """
     if not folder.is_dir():
-        raise Unreachable(f"there is no folder {folder}. Change --subject-folder")
+        raise Unreachable(f"there is no folder {folder}. Change {option}")
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise SettingError(
@@ -114,10 +117,10 @@ def model_files(folder: Path) -> list[str]:
     return sorted(["config.json", *weights(folder), *(name for name in TOKENIZER if (folder / name).is_file())])
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, option: str = "--subject-folder") -> str:
     """sha256 over the names and bytes of the folder's model files."""
     total = hashlib.sha256()
-    for name in model_files(folder):
+    for name in model_files(folder, option):
         with open(folder / name, "rb") as file:
             total.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()

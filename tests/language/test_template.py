@@ -81,6 +81,11 @@ def test_the_text_is_what_identifies_it(tmp_path: Path) -> None:
     assert filled(PromptSpec(name="reader"), str(tmp_path)).text == text_of("reader")
 
 
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"there is no folder .*nowhere. Change --template-folder"):
+        filled(PromptSpec(name="simulate"), str(tmp_path / "nowhere"))
+
+
 def test_one_that_was_not_filled_in_is_refused() -> None:
     with pytest.raises(SettingError, match="was not filled in"):
         template(PromptSpec(name="simulate"))

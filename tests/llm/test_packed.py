@@ -260,7 +260,7 @@ def test_a_screen_may_leave_everything_out():
 
 @pytest.mark.parametrize("layer", [0, making.LAYERS])
 def test_a_screen_stands_between_layers(layer):
-    with pytest.raises(SettingError, match=f"layers 1 to {making.LAYERS - 1}: layer={layer}"):
+    with pytest.raises(SettingError, match=f"layer={layer}, and the reader has {making.LAYERS}"):
         packed().digits(making.block(9, RAGGED), Screen(layer, lambda hidden: hidden[:, 0] > 0))
 
 

@@ -136,6 +136,8 @@ def test_an_index_that_points_elsewhere_is_refused(sharded, shard):
 def test_a_folder_that_is_not_there_cannot_be_reached(tmp_path):
     with pytest.raises(Unreachable, match=r"there is no folder .*nowhere"):
         load.fingerprint(tmp_path / "nowhere")
+    with pytest.raises(Unreachable, match="Change --reader-folder"):
+        load.fingerprint(tmp_path / "nowhere", "--reader-folder")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", load.WEIGHTS])
