@@ -20,13 +20,13 @@ from nlrewrite.execution import Execution
 from nlrewrite.pipeline import Outcome
 from nlrewrite.profiles import Overrides
 from nlrewrite.progress import Progress
-from nlrewrite.specs import PROBES
 from nlrewrite.terminal import headline
 from tasks import TASKS
 from tests import small_steps
 
 ROOT = Path(__file__).parents[2]
-STEPS = len(pipeline.labels(profiles.settled("smoke", Overrides())))
+LABELS = pipeline.labels(profiles.settled("smoke", Overrides()))
+STEPS, KINDS = len(LABELS), set(LABELS.values())
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_builds_once_and_then_finds_everything(client: SyncPrefectClient, place:
         names = {each["id"]: each["name"].partition("/")[0] for each in runs}
         (evaluation,) = [each for each in runs if each["name"].startswith("evaluation/")]
         before = {names[each["id"]] for each in evaluation["task_inputs"]["wait_for"]}
-        assert before == set(TASKS) - {"corpus", "gates", "evaluation", "report", *PROBES}
+        assert before == KINDS - {"corpus", "gates", "evaluation", "report"}
     messages = {each["state"]["message"] for each in second.task_runs()}
     assert all(f"by flow-run {first.id}" in message for message in messages)
     assert set(first.states().values()) == {"built"}
