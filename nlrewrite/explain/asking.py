@@ -17,6 +17,7 @@ from nlrewrite.explain.refine import Asked, Cases, Wanted
 from nlrewrite.language.prompts import Prompts
 from nlrewrite.language.vocabulary import quote
 from nlrewrite.llm.engine import Engine, Outcome, Sampling
+from nlrewrite.llm.purse import check_asked
 from nlrewrite.progress import Progress
 from nlrewrite.seeds import generator
 from nlrewrite.simulate import ask, expectation
@@ -61,6 +62,7 @@ class EngineEditor:
 
     def edits(self, wanted: Sequence[Wanted]) -> list[str | None]:
         replies = self.engine.complete([self._prompt(each) for each in wanted], self.sampling)
+        check_asked([each.outcome for each in replies])
         return [self.sentence_of(each.text) if each.outcome is Outcome.OK else None for each in replies]
 
     def _prompt(self, wanted: Wanted) -> np.ndarray:

@@ -179,8 +179,11 @@ def gains(cases: Cases, level: np.ndarray) -> np.ndarray:
 
 
 def risen(cases: Cases, before: np.ndarray, after: np.ndarray) -> Rise:
-    """By how much the gain per context rises on the deciding part, paired, document groups being the clusters."""
-    judged = ~cases.shown
+    """By how much the gain per context rises on the deciding part, paired, document groups being the clusters.
+
+    A case counts where both sentences have an answer: an edit must not win because the other one was not heard.
+    """
+    judged = ~cases.shown & np.isfinite(before) & np.isfinite(after)
     more = (gains(cases, after) - gains(cases, before))[judged]
     return mean_by_group(more, cases.weight[judged], cases.group[judged])
 

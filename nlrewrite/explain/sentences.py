@@ -37,6 +37,7 @@ from nlrewrite.language.prompts import Prompts, prompts
 from nlrewrite.language.sentence import STRONGEST, Rule, words, write
 from nlrewrite.language.template import filled, template
 from nlrewrite.llm.engine import Engine, Outcome, Sampling
+from nlrewrite.llm.purse import check_asked
 from nlrewrite.questions import PromptSpec, WriteSpec
 from nlrewrite.seeds import derive
 from nlrewrite.text.positions import positions
@@ -126,6 +127,7 @@ class Writer:
         running: "Running",
     ) -> None:
         self._spec, self._material, self._rivals, self._engine, self._running = spec, material, rivals, engine, running
+        self._replied: list[Outcome] = []
         self._prompts = self._compiled(spec.prompt, tokenizer)
         if spec.contrast and "others" not in self._prompts.fields:
             raise SettingError(
@@ -149,15 +151,24 @@ class Writer:
         work: Work | None = self._running.work
         name = f"written-{latents.start:08d}"
         kept = work.read(name) if work is not None else None
+        found = [Written()] * len(latents)
+        asked = list(range(len(latents)))
         if kept is not None:
             rows: list[dict[str, Any]] = json.loads(kept)
-            return [replace(Written(**row), outcome=Outcome(row["outcome"])) for row in rows]
-        found = self._written(latents)
-        if self._spec.refine:
-            found = self._refined(latents, found)
-        if work is not None:
-            work.write(name, json.dumps([asdict(each) for each in found]).encode())
+            found = [replace(Written(**row), outcome=Outcome(row["outcome"])) for row in rows]
+            asked = [row for row, each in enumerate(found) if each.outcome is Outcome.TRANSPORT]  # perhaps it is back
+        if asked:
+            told = self._told([latents[row] for row in asked])
+            for row, each in zip(asked, told, strict=True):
+                found[row] = each
+            if work is not None:
+                work.write(name, json.dumps([asdict(each) for each in found]).encode())
+            check_asked(self._replied)
         return found
+
+    def _told(self, latents: Sequence[int]) -> list[Written]:
+        found = self._written(latents)
+        return self._refined(latents, found) if self._spec.refine else found
 
     def sentence_of(self, reply: str) -> str | None:
         """The sentence in a reply, in one printable line and cut to its most words; None if there is none."""
@@ -172,7 +183,7 @@ class Writer:
         known = prompt if prompt.text else filled(prompt, self._running.execution.template_folder)
         return prompts(template(known), tokenizer, "explanation", name=known.name)
 
-    def _written(self, latents: range) -> list[Written]:
+    def _written(self, latents: Sequence[int]) -> list[Written]:
         found: dict[int, Written] = {}
         asked: dict[int, np.ndarray] = {}
         for latent in latents:
@@ -185,6 +196,7 @@ class Writer:
             else:
                 asked[latent] = self._prompt(latent)
         completions = self._engine.complete(list(asked.values()), self._sampling) if asked else []
+        self._replied = [reply.outcome for reply in completions]
         for latent, reply in zip(asked, completions, strict=True):
             said = self.sentence_of(reply.text) if reply.outcome is Outcome.OK else None
             if said is not None:
@@ -195,7 +207,8 @@ class Writer:
                 found[latent] = Written(outcome=Outcome.UNPARSEABLE, why_none="there is no sentence in the reply")
             else:
                 why = reply.why or f"no reply: {reply.outcome.name.lower()}"
-                found[latent] = Written(outcome=reply.outcome, why_none=visible(bounded(why, 200)))
+                lost = Outcome.TRANSPORT if reply.outcome is Outcome.SKIPPED else reply.outcome  # to be asked again
+                found[latent] = Written(outcome=lost, why_none=visible(bounded(why, 200)))
         return [found[latent] for latent in latents]
 
     def _prompt(self, latent: int) -> np.ndarray:
@@ -226,7 +239,7 @@ class Writer:
             return None
         return token if len(position) >= TOKEN_SHARE * self._material.seen_V[token] else None
 
-    def _refined(self, latents: range, found: list[Written]) -> list[Written]:
+    def _refined(self, latents: Sequence[int], found: list[Written]) -> list[Written]:
         rows = [row for row, each in enumerate(found) if each.outcome is Outcome.OK]
         chosen = [latents[row] for row in rows]
         cases = [self._drawing.cases(latent, *self._material.grouped.of(latent)) for latent in chosen]

@@ -4,7 +4,10 @@ In: prices and tokens. Out: permission to ask. Invariant: what is spent and what
 within the limit together; a request whose reply was lost is counted as paid, since its provider may count it so.
 """
 
+import numpy as np
+
 from nlrewrite.errors import SettingError
+from nlrewrite.llm.engine import Outcome
 from nlrewrite.llm.rates import Prices
 
 
@@ -35,3 +38,13 @@ class Purse:
         """What was set aside is paid, or given back."""
         self._promised -= promised
         self.spent += paid
+
+
+def check_asked(outcome: "np.ndarray | list[Outcome]") -> None:
+    """SettingError if an engine left out questions it was to ask: a limit may not decide what a result holds."""
+    every = np.asarray(outcome)
+    if left := int((every == Outcome.SKIPPED).sum()):
+        raise SettingError(
+            f"the spending limit left {left} of {len(every)} questions unasked; what was answered before them is kept. "
+            f"Raise --spend, and run again to go on"
+        )

@@ -24,6 +24,7 @@ from nlrewrite.explain.examples import Text
 from nlrewrite.language.prompts import Prompts, prompts
 from nlrewrite.language.template import filled, template
 from nlrewrite.llm.engine import Outcome
+from nlrewrite.llm.purse import check_asked
 from nlrewrite.questions import PromptSpec, QuizSpec
 from nlrewrite.score import tally
 from nlrewrite.score.embedding import of_subject
@@ -103,6 +104,7 @@ def ask(batch: list[Latent], scorers: dict[str, Scorer], spec: QuizSpec) -> tupl
         asked = [row for row, latent in enumerate(batch) if latent.sentence or not scorer.needs_sentence]
         made = [scorer.quiz(batch[row], generator(spec.seed, "quiz", name, batch[row].number)) for row in asked]
         for row, quiz, answers in zip(asked, made, scorer.answers(made), strict=True):
+            check_asked(answers.outcome)
             outcomes.update(f"{name} {Outcome(each).name.lower()}" for each in answers.outcome.tolist())
             scores = scorer.scores(batch[row], quiz, answers)
             rows[row] |= {f"{name}_{column}": score for column, score in scores.items()}
@@ -122,7 +124,8 @@ def _kept(
         stored = json.loads(kept)
         return stored["rows"], Counter(stored["outcomes"])
     rows, outcomes = ask(batch, scorers, spec)
-    if running.work is not None:
+    reached = not any(each.endswith(f" {Outcome.TRANSPORT.name.lower()}") for each in outcomes)
+    if running.work is not None and reached:  # who goes on may reach what this run could not
         running.work.write(name, json.dumps({"rows": rows, "outcomes": outcomes}).encode())
     return rows, outcomes
 

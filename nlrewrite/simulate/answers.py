@@ -40,11 +40,14 @@ def write(out: Path, asked: Asked, position_LS: np.ndarray, explained: np.ndarra
         part = {name: value[start : start + BLOCK] for name, value in fields.items() if value is not None}
         arrays = {name: np.ascontiguousarray(value) for name, value in part.items()}
         save_file(arrays, out / f"answers-{start // BLOCK:06d}.safetensors")
-    _write_outcomes(out, asked, explained, source)
+    _write_outcomes(out, asked, (position_LS != NOTHING) & explained[:, None], explained, source)
 
 
-def _write_outcomes(out: Path, asked: Asked, explained: np.ndarray, source: np.ndarray) -> None:
-    counts = {each.name.lower(): (asked.outcome == each).sum(1).astype(np.int32) for each in Outcome}
+def _write_outcomes(
+    out: Path, asked: Asked, question_LS: np.ndarray, explained: np.ndarray, source: np.ndarray
+) -> None:
+    """`question_LS`: where there is a question at all, so that no empty column counts as one that was left out."""
+    counts = {each.name.lower(): ((asked.outcome == each) & question_LS).sum(1).astype(np.int32) for each in Outcome}
     answered = ~np.isnan(asked.logp[..., 0]).all(1)
     outcome = np.where(~explained, "unexplained", np.where(answered, "ok", "unparseable"))
     latents = np.arange(len(explained), dtype=np.int32)

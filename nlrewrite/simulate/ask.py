@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nlrewrite.llm.engine import Engine, Outcome, PrefixBlock, Scores
+from nlrewrite.llm.purse import check_asked
 from nlrewrite.questions import Order
 
 if TYPE_CHECKING:
@@ -51,10 +52,13 @@ def ask(
     progress: "Progress",
     work: "Work | None" = None,
     told: Sequence[float] | None = None,
+    *,
+    screened: bool = False,
 ) -> Asked:
     """`context_LS` [L or 1, S] are indices into `shown`, NOTHING where a latent has no question in a column.
 
     Latents with an empty sentence are not asked about. `told` is a score for each latent, where the prompt has one.
+    `screened`: the engine may leave questions out; of any other one that does it has hit a limit, which is an error.
     """
     latents, columns, labels = len(sentences), context_LS.shape[1], len(prompts.labels)
     pair = _pairs(sentences, context_LS)
@@ -64,17 +68,24 @@ def ask(
     kept = _Kept(latents, columns, labels)
     texts = _Texts(prompts, sentences, shown, order, told)
     with progress.stage(f"ask {engine.name}", len(by)) as advance:
-        for number, (start, end) in enumerate(_pieces(by)):
-            name = f"asked-{number:06d}-{end}"
+        for start, end in _pieces(by):
+            name = f"asked-{start:010d}-{end}"
             stored = work.read(name) if work is not None else None
+            piece, rows = pair.at(np.arange(start, end)), np.arange(start, end)
             if stored is None:
                 texts.check(int(pair.latent[start]), int(pair.context[start]))
-            part = _unpacked(stored) if stored is not None else _answered(engine, texts, pair, by, start, end)
-            unreached = (part.outcome == Outcome.TRANSPORT).any()  # who goes on may reach what this run could not
-            if stored is None and work is not None and not unreached:
-                work.write(name, _packed(part))
-            kept.add(pair.latent[start:end], pair.column[start:end], part)
-            advance(end - start, "" if stored is None else "kept from before")
+            else:
+                part = _unpacked(stored)
+                kept.add(piece, part)
+                left = Outcome.TRANSPORT if screened else (Outcome.TRANSPORT, Outcome.SKIPPED)
+                rows = rows[np.isin(part.outcome, left)]  # who goes on may reach or afford what could not be then
+            if len(rows):
+                kept.add(pair.at(rows), _answered(engine, texts, pair.at(rows), by[rows]))
+                if work is not None:
+                    work.write(name, _packed(kept.of(piece)))
+            if not screened:
+                check_asked(kept.of(piece).outcome)
+            advance(end - start, "" if len(rows) else "kept from before")
     return kept.asked()
 
 
@@ -148,10 +159,10 @@ class _Texts:
         return {"context": self._shown[context]}
 
 
-def _answered(engine: Engine, texts: _Texts, pair: _Pairs, by: np.ndarray, start: int, end: int) -> Scores:
-    """The answers to the questions from `start` to `end`, a block for each prefix."""
+def _answered(engine: Engine, texts: _Texts, pair: _Pairs, by: np.ndarray) -> Scores:
+    """The answers to some questions, a block for each prefix, which `by` says."""
     found: list[Scores] = []
-    bounds = np.append(np.flatnonzero(np.diff(by[start:end], prepend=by[start] - 1)) + start, end)
+    bounds = np.append(np.flatnonzero(np.diff(by, prepend=by[0] - 1)), len(by))
     for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         suffixes = [texts.suffix(which) for which in texts.of(pair)[first:last].tolist()]
         block = PrefixBlock.of(texts.prefix(int(by[first])), suffixes, texts.prompts.labels)
@@ -164,13 +175,19 @@ def _answered(engine: Engine, texts: _Texts, pair: _Pairs, by: np.ndarray, start
 
 
 def _joined(parts: list[Scores]) -> Scores:
+    """One after the other. A block without any answer may leave out what the others tell of theirs."""
+
     def one(name: str) -> Any:
         values = [getattr(part, name) for part in parts]
-        if any(value is None for value in values):
-            assert name == "missing" or all(value is None for value in values), f"{name} was told for some blocks alone"
-            if all(value is None for value in values):
-                return None
-            values = [np.zeros(len(part.logp)) if part.missing is None else part.missing for part in parts]
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        empty = {"logmass": np.nan, "missing": 0.0, "top": False}
+        for index, part in enumerate(parts):
+            if values[index] is None:
+                unanswered = np.isnan(part.logp).all()
+                assert name == "missing" or unanswered, f"{name} was told for some blocks alone"
+                values[index] = np.full((len(part.logp), *known[0].shape[1:]), empty[name], dtype=known[0].dtype)
         return np.concatenate(values)
 
     return Scores(one("logp"), one("logmass"), one("outcome"), one("missing"), one("top"))
@@ -184,7 +201,8 @@ class _Kept:
         self._outcome = np.full((latents, columns), Outcome.SKIPPED, dtype=np.int8)
         self._more: dict[str, np.ndarray] = {}
 
-    def add(self, latent: np.ndarray, column: np.ndarray, part: Scores) -> None:
+    def add(self, pair: _Pairs, part: Scores) -> None:
+        latent, column = pair.latent, pair.column
         self._logp[latent, column] = part.logp
         self._outcome[latent, column] = part.outcome
         empty = {
@@ -195,6 +213,12 @@ class _Kept:
         for name, values in empty.items():
             if getattr(part, name) is not None:
                 self._more.setdefault(name, values)[latent, column] = getattr(part, name)
+
+    def of(self, pair: _Pairs) -> Scores:
+        """What is known of some questions."""
+        latent, column = pair.latent, pair.column
+        more = {name: values[latent, column] for name, values in self._more.items()}
+        return Scores(self._logp[latent, column], outcome=self._outcome[latent, column], **{"logmass": None, **more})
 
     def asked(self) -> Asked:
         return Asked(self._logp, outcome=self._outcome, **{"logmass": None, **self._more})

@@ -22,6 +22,7 @@ from scipy.special import ndtr, ndtri
 from nlrewrite.errors import SettingError
 from nlrewrite.explain.gate import Gates
 from nlrewrite.llm.engine import Completion, Engine, Outcome, PrefixBlock, Sampling, Scores, Usage
+from nlrewrite.llm.purse import check_asked
 
 # -- a gate first ------------------------------------------------------------------------------------------------------
 
@@ -306,7 +307,9 @@ class Cascade:
                 np.full(len(block), Outcome.SKIPPED, dtype=np.int8),
             )
             return Screened(empty, screen)
-        return Screened(spread(self.dear.digits(block.at(chosen)), chosen, len(block)), screen)
+        told = self.dear.digits(block.at(chosen))
+        check_asked(told.outcome)  # what a limit leaves out must not be taken for what the screen did
+        return Screened(spread(told, chosen, len(block)), screen)
 
     def digits(self, block: PrefixBlock) -> Scores:
         return self.screened(block).scores

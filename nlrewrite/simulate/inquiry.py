@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 
 def build(spec: AskSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
+    for label, split in (("activations", spec.split), ("seen", "explain")):
+        given = inputs[label].manifest.spec["split"] if label in inputs else split
+        assert given == split, f"{label} must be of the {split} split, and is of the {given} split"
     sentences = read_sentences(inputs["explanations"])
     source = shuffled(sentences, spec.seed) if spec.shuffle else np.arange(len(sentences))
     where = positions(read_windows(inputs["tokens"], spec.split))
@@ -56,13 +59,24 @@ def build(spec: AskSpec, inputs: dict[str, Folder], out: Path, running: "Running
         contexts = (last_tokens(where, texts, position, spec.window) for position in chosen.tolist())
         return [compiled.shown(tokens, (len(tokens) - 1,)) for tokens in contexts]
 
-    told = _scores(inputs) if spec.with_score else None
+    told = _scores(inputs)[source].tolist() if spec.with_score else None
     engine, _ = opened(inputs["reader"], running.execution, wanted)
     try:
         if spec.screen != "none":
             engine = _screened(spec, engine, compiled, read, told, shown, inputs, running)
         known = shown(where, asked_about)
-        asked = ask(engine, compiled, read, known, context_LS, spec.order, running.progress, running.work, told)
+        asked = ask(
+            engine,
+            compiled,
+            read,
+            known,
+            context_LS,
+            spec.order,
+            running.progress,
+            running.work,
+            told,
+            screened=spec.screen != "none",
+        )
         about = {"engine": engine.name, **engine.about(), "usage": vars(engine.usage)}
     finally:
         engine.close()
@@ -139,10 +153,10 @@ def _with_closed(asked: Asked, closed_LS: np.ndarray) -> Asked:
     return Asked(logp, mass, asked.outcome, top, asked.missing)
 
 
-def _scores(inputs: dict[str, Folder]) -> list[float]:
-    """The detection score of each latent; the middle one where a latent was in no quiz."""
+def _scores(inputs: dict[str, Folder]) -> np.ndarray:
+    """The detection score of each latent's sentence; the middle one where a latent was in no quiz."""
     import pandas as pd
 
     score_L = pd.read_parquet(inputs["scores"].path("scores.parquet"))["detection_f1"].to_numpy()
     middle = float(np.nanmedian(score_L)) if np.isfinite(score_L).any() else 0.5
-    return np.where(np.isfinite(score_L), score_L, middle).tolist()
+    return np.where(np.isfinite(score_L), score_L, middle)

@@ -40,7 +40,8 @@ class Answers:
 
     score_BS: np.ndarray
     digits_BSZ: np.ndarray | None = None
-    """Distribution over the ten digits; the first axis may be 1 where all latents share it. Rows add up to one."""
+    """Of the ten digits; the first axis may be 1 where all latents share it. Rows add up to one, and to less with a
+    flavour that counts what is on no digit."""
 
     def at(self, cases: np.ndarray) -> "Answers":
         """The cases chosen by a mask or by indices."""
@@ -147,6 +148,9 @@ def expected(digits_Z: np.ndarray) -> np.ndarray:
 
 
 def log_odds(digits_Z: np.ndarray) -> np.ndarray:
-    """log P(digit above 0) - log P(digit 0)."""
-    none = np.clip(digits_Z[..., 0], LEAST_MASS, 1 - LEAST_MASS)
+    """log P(digit above 0) - log P(digit 0), among the digits; what is on no digit speaks for neither."""
+    total = digits_Z.sum(-1)
+    certain = np.where(np.isnan(total), total, np.ones_like(total))
+    none = np.divide(digits_Z[..., 0], total, out=certain, where=total > 0)
+    none = np.clip(none, LEAST_MASS, 1 - LEAST_MASS)
     return np.log1p(-none) - np.log(none)

@@ -14,6 +14,7 @@ import numpy as np
 from nlrewrite.errors import SettingError
 from nlrewrite.language.prompts import Prompts
 from nlrewrite.llm.engine import Engine, PrefixBlock
+from nlrewrite.llm.purse import check_asked
 from nlrewrite.questions import AskSpec
 from nlrewrite.simulate import screen
 from nlrewrite.simulate.cascade import Cascade, expected_digit, filed, thresholds
@@ -68,5 +69,9 @@ def _blocks(prompts: Prompts, own: Sequence[np.ndarray], shown: Sequence[str], b
 
 def _digits(engine: Engine, blocks: Sequence[PrefixBlock], by_prefix: bool) -> np.ndarray:
     """Expected digits [L, S]."""
-    found = np.stack([expected_digit(engine.digits(block)) for block in blocks])
-    return found if by_prefix else found.T
+    found: list[np.ndarray] = []
+    for block in blocks:
+        scores = engine.digits(block)
+        check_asked(scores.outcome)
+        found.append(expected_digit(scores))
+    return np.stack(found) if by_prefix else np.stack(found).T

@@ -119,6 +119,16 @@ def test_missing_answers_are_no_errors_and_are_predicted_by_the_mean() -> None:
     assert not wrong.any() and not lost[2:5].any()
 
 
+def test_an_edit_does_not_win_because_the_sentence_before_it_was_not_heard() -> None:
+    cases = some([4.0, 4, 0, 0] * 6)
+    right, lost = np.where(cases.truth > 0, 9.0, 0.0), np.full(len(cases), np.nan)
+    assert not refine.risen(cases, lost, right).accepted and not refine.risen(cases, right, lost).accepted
+    wrong = 9 - right
+    assert refine.risen(cases, wrong, right).accepted
+    partly = np.where(np.arange(len(cases)) < 12, right, np.nan)
+    assert refine.risen(cases, partly, right).mean == pytest.approx(0)  # alike wherever both were heard
+
+
 def test_the_line_never_falls_and_a_constant_level_gives_the_mean() -> None:
     cases = some([0.0, 4, 0, 4], shown=[True] * 4)
     assert refine.predicted(cases, np.array([9.0, 0, 9, 0])) == pytest.approx([2] * 4)

@@ -157,6 +157,32 @@ def test_what_was_told_is_not_asked_again(made, tmp_path, monkeypatch) -> None:
     assert BATCH >= 1000  # what an engine that schedules by itself is handed at a time
 
 
+def test_what_nothing_reached_is_asked_again_by_whoever_goes_on_and_the_rest_is_not(
+    made, tmp_path, monkeypatch
+) -> None:
+    work, gone = Kept(), Completion("", Outcome.TRANSPORT, why="gone")
+    first = Scripted(TOKENIZER, lambda prompt: gone if len(first.prompts) in (2, 5) else "Some cats.")
+    table = build(made, first, tmp_path / "one", monkeypatch, work=work)
+    lost = np.flatnonzero(table["outcome"] == "transport")
+    assert len(lost) == 2 and first.batches == [6]
+    again = Scripted(TOKENIZER, lambda prompt: "Other cats.")
+    table = build(made, again, tmp_path / "two", monkeypatch, work=work)
+    assert again.batches == [2]
+    assert table["sentence"][lost].tolist() == ["Other cats."] * 2
+    assert (table["outcome"] == "ok").sum() == 6 and (table["sentence"] == "Some cats.").sum() == 4
+
+
+def test_a_limit_leaves_no_latent_out(made, tmp_path, monkeypatch) -> None:
+    work, unpaid = Kept(), Completion("", Outcome.SKIPPED, why="the spending limit")
+    engine = Scripted(TOKENIZER, lambda prompt: unpaid if len(engine.prompts) > 3 else "Some cats.")
+    with pytest.raises(SettingError, match="left 3 of 6 questions unasked"):
+        build(made, engine, tmp_path / "one", monkeypatch, work=work)
+    assert engine.closed
+    richer = Scripted(TOKENIZER, lambda prompt: "Other cats.")
+    table = build(made, richer, tmp_path / "two", monkeypatch, work=work)
+    assert richer.batches == [3] and (table["outcome"] == "ok").sum() == 6
+
+
 def test_refining_keeps_an_edit_that_reads_better_and_drops_one_that_does_not(tmp_path, monkeypatch) -> None:
     dense = active(4)
     for split, each in dense.items():

@@ -387,6 +387,20 @@ def test_what_was_answered_is_not_asked_again(tmp_path, monkeypatch) -> None:
     assert (tmp_path / "one" / "quiz.json").read_text() == (tmp_path / "two" / "quiz.json").read_text()
 
 
+def test_a_batch_that_was_not_reached_is_asked_again_and_a_limit_leaves_none_out(tmp_path, monkeypatch) -> None:
+    given, work = inputs(tmp_path, SENTENCES), Kept()
+    monkeypatch.setattr(quiz, "BATCH", 2)
+    away = Scripted(TOKENIZER, chance=lambda prefix, suffix: None if "mats" in prefix[-200:] else 0.2)
+    table = built(tmp_path / "away", given, away, monkeypatch, work=work)
+    assert table["detection_failed"].tolist() == [0, 0, 0, 0, 12] and table["detection_asked"][4] == 12
+    assert sorted(work.pieces) == ["quiz-00000000", "quiz-00000002"]
+    back = Scripted(TOKENIZER, chance=lambda prefix, suffix: 0.2)
+    assert built(tmp_path / "back", given, back, monkeypatch, work=work)["detection_failed"].sum() == 0
+    broke = Scripted(TOKENIZER, lambda prompt: Completion("", Outcome.SKIPPED))
+    with pytest.raises(SettingError, match="left 12 of 12 questions unasked"):
+        built(tmp_path / "broke", given, broke, monkeypatch, SPEC.model_copy(update=LIST))
+
+
 def test_scores_of_a_latent_do_not_depend_on_the_others(tmp_path, monkeypatch) -> None:
     def engine() -> Scripted:
         return Scripted(TOKENIZER, chance=lambda prefix, suffix: 0.1 + len(suffix) % 7 / 10)

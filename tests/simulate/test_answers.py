@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
@@ -8,10 +9,14 @@ from nlrewrite.calibrate.fit import cross_fitted_error, fit_on
 from nlrewrite.calibrate.known import KnownOf
 from nlrewrite.calibrate.pairing import Pairing, paired
 from nlrewrite.errors import SettingError
+from nlrewrite.llm.engine import Outcome
 from nlrewrite.seeds import generator
-from nlrewrite.simulate.answers import Answered
+from nlrewrite.simulate import answers
+from nlrewrite.simulate.answers import Answered, Columned
 from nlrewrite.simulate.ask import NOTHING, Asked
+from nlrewrite.simulate.expectation import Flavour
 from nlrewrite.simulate.oracle import Manner, Oracle, Scored
+from nlrewrite.simulate.said import log_odds
 
 LATENTS, CONTEXTS = 6, 800
 FOLDS_P = np.arange(CONTEXTS) // 10 % 4
@@ -133,3 +138,26 @@ def test_whole_digits_to_look_at() -> None:
     levels = answered.at_rows().levels()
     assert levels.position.tolist() == [0] and levels.level.tolist() == [7]
     np.testing.assert_allclose(answered.at_rows().scores(slice(None)), [[7, 0]], atol=1e-6)
+
+
+def test_only_questions_are_counted(tmp_path) -> None:
+    position_LS = np.array([[1, 4, NOTHING], [0, 2, 3], [5, NOTHING, NOTHING]])
+    outcome = np.full((3, 3), Outcome.SKIPPED, dtype=np.int8)
+    outcome[0, 0], outcome[1, 0] = Outcome.OK, Outcome.TRANSPORT
+    logp = np.full((3, 3, 10), np.nan, dtype=np.float16)
+    logp[0, 0] = -np.log(10)
+    explained = np.array([True, True, False])
+    answers.write(tmp_path, Asked(logp, None, outcome), position_LS, explained, np.arange(3))
+    table = pd.read_parquet(tmp_path / "outcomes.parquet")
+    assert table["ok"].tolist() == [1, 0, 0] and table["transport"].tolist() == [0, 1, 0]
+    assert table["skipped"].tolist() == [1, 2, 0]  # no empty column, and nothing of a latent without a sentence
+
+
+@pytest.mark.parametrize("flavour", ["renormalised", "full", "paper_top10"])
+def test_log_odds_are_among_the_digits_whatever_the_mass(flavour: Flavour) -> None:
+    logp = np.log(np.array([[[0.9, *[0.1 / 9] * 9], [0.2, *[0.8 / 9] * 9], [np.nan] * 10]])).astype(np.float16)
+    mass = np.log(np.array([[0.01, 0.5, np.nan]])).astype(np.float16)
+    asked = Asked(logp, mass, np.zeros((1, 3), dtype=np.int8), np.ones(logp.shape, dtype=bool))
+    found = log_odds(Columned(asked, np.ones(1, dtype=bool), flavour).digits(slice(None)))
+    np.testing.assert_allclose(found, [[np.log(1 / 9), np.log(4), np.nan]], atol=2e-3)
+    assert log_odds(np.zeros((1, 10))) < -13  # no digit among the likeliest tokens: an expected digit of 0

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from nlrewrite.artifacts import Artifact, Store, Work
-from nlrewrite.llm.engine import Outcome
+from nlrewrite.errors import SettingError
+from nlrewrite.llm.engine import Outcome, PrefixBlock, Scores
 from nlrewrite.progress import Progress
 from nlrewrite.questions import Order
 from nlrewrite.simulate import ask as asking
@@ -83,6 +84,59 @@ def test_what_was_finished_before_a_kill_is_not_asked_again(tmp_path, monkeypatc
     np.testing.assert_array_equal(found.logp, right.logp)
     np.testing.assert_array_equal(found.outcome, right.outcome)
     assert len(whole.blocks) == 5 and len(again.blocks) == 3  # two blocks a piece: one piece was finished
-    assert work.read("asked-000000-6") is not None
+    assert work.read("asked-0000000000-6") is not None
     work.clear()
-    assert work.read("asked-000000-6") is None
+    assert work.read("asked-0000000000-6") is None
+
+
+class Away(Told):
+    """Leaves whole blocks without an answer, of which it then tells nothing else either."""
+
+    def __init__(self, blocks: set[int], outcome: Outcome) -> None:
+        super().__init__()
+        self._away, self._outcome = blocks, outcome
+
+    def digits(self, block: PrefixBlock) -> Scores:
+        found, away = super().digits(block), len(self.blocks) - 1 in self._away
+        if not away:
+            return Scores(found.logp, found.logmass, found.outcome, top=np.ones(found.logp.shape, dtype=bool))
+        nothing = np.full(found.logp.shape, np.nan, dtype=np.float32)
+        return Scores(nothing, None, np.full(len(block), self._outcome, dtype=np.int8))
+
+
+def test_a_block_that_nothing_answered_spoils_no_others(tmp_path) -> None:
+    contexts = np.arange(5, dtype=np.int32)[None]
+    work = Work(Store(str(tmp_path)).place, Artifact(kind="answers", digest="0" * 16))
+    away, back = Away({0, 3}, Outcome.TRANSPORT), Away(set(), Outcome.TRANSPORT)
+    found = ask(away, Ids(), SENTENCES, SHOWN, contexts, "context", Progress(), work)  # type: ignore[arg-type]
+    lost = found.outcome == Outcome.TRANSPORT
+    assert lost[:, [0, 3]].sum() == lost.sum() == 6
+    assert found.top is not None and found.logmass is not None
+    assert np.isnan(found.logp[lost]).all() and np.isnan(found.logmass[lost]).all() and not found.top[lost].any()
+    answered = found.outcome == Outcome.OK
+    assert np.isfinite(found.logmass[answered]).all() and found.top[answered].all()
+    again = ask(back, Ids(), SENTENCES, SHOWN, contexts, "context", Progress(), work)  # type: ignore[arg-type]
+    assert len(back.blocks) == 2 and not (again.outcome == Outcome.TRANSPORT).any()  # and nothing else is asked again
+    np.testing.assert_array_equal(again.logp[answered], found.logp[answered])
+
+
+def test_a_limit_decides_nothing_about_a_result(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "PIECE", 4)
+    contexts = np.arange(5, dtype=np.int32)[None]
+    work = Work(Store(str(tmp_path)).place, Artifact(kind="answers", digest="0" * 16))
+    spent, more = Away({3}, Outcome.SKIPPED), Away(set(), Outcome.SKIPPED)
+    with pytest.raises(SettingError, match="left 3 of 6 questions unasked"):
+        ask(spent, Ids(), SENTENCES, SHOWN, contexts, "context", Progress(), work)  # type: ignore[arg-type]
+    ask(more, Ids(), SENTENCES, SHOWN, contexts, "context", Progress(), work)  # type: ignore[arg-type]
+    assert len(more.blocks) == 2  # the one that was too dear, and the one behind it
+    dropped = ask(
+        Away({3}, Outcome.SKIPPED),
+        Ids(),  # type: ignore[arg-type]
+        SENTENCES,
+        SHOWN,
+        contexts,
+        "context",
+        Progress(),
+        screened=True,
+    )
+    assert (dropped.outcome[[0, 1, 3], 3] == Outcome.SKIPPED).all()

@@ -1,5 +1,7 @@
 """A gate or a cheap simulator first: what is asked, what is lost, and an engine in two stages."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -232,6 +234,18 @@ def test_a_cascade_may_ask_nothing_or_everything() -> None:
     assert np.array_equal(everything.logp, dear.digits(block).logp)
     by_prefix = Cascade(cheap, dear, {cascade.own(block.prefix): 10.0}, by_prefix=True)
     assert (by_prefix.digits(block).outcome == Outcome.SKIPPED).all()
+
+
+def test_what_a_limit_left_out_is_not_taken_for_what_the_screen_did() -> None:
+    class Broke(Packed):
+        def digits(self, block, screen=None):
+            found = super().digits(block, screen)
+            return replace(found, outcome=np.full(len(block), Outcome.SKIPPED, dtype=np.int8))
+
+    cheap, _ = engines()
+    broke = Broke(random_models.fresh(seed=2), random_models.tokenizer())
+    with pytest.raises(SettingError, match="left 2 of 2 questions unasked"):
+        Cascade(cheap, broke, {}).digits(random_models.block(12, [3, 4]))
 
 
 def test_latents_with_the_same_words_share_the_lowest_threshold() -> None:
