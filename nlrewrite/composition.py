@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nlrewrite.artifacts import Artifact
+from nlrewrite.questions import TunedSpec
 from nlrewrite.specs import (
     GatingSpec,
     PilotedSpec,
@@ -101,7 +102,11 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
         return step(label, "calibration", spec.calibrate, **known, simulation=simulation)
 
     explanations = explain("explanations", spec.explain.max_quotes)
-    reader = None if isinstance(spec.reader, RuleReader) else model("reader", spec.reader)
+    reader = untaught = None if isinstance(spec.reader, RuleReader) else model("reader", spec.reader)
+    if untaught is not None and spec.tune.steps:
+        taught = TunedSpec(tune=spec.tune, prompt=spec.ask.prompt, order=spec.ask.order, window=spec.ask.window)
+        known = {**read, "explanations": explanations, "activations": active["explain"]}
+        reader = step("tuned", "tuned", taught, **known, reader=untaught)
     screener = None if isinstance(spec.screener, RuleReader) else model("screener", spec.screener)
     gates = step("gates", "gates", spec.gates, **read, activations=active["explain"]) if _gated(spec) else None
 
@@ -188,7 +193,9 @@ def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
         )
         for probe in dict.fromkeys(spec.probes)
     }
-    models = {name: each for name, each in (("reader", reader), ("writer", writer)) if each is not None}
+    models = {name: each for name, each in (("reader", untaught), ("writer", writer)) if each is not None}
+    if reader is not None and reader != untaught:
+        models["tuned"] = reader
     report = step(
         "report", "report", spec.report, **evaluated, **models, corpus=corpus, evaluation=evaluation, **probed
     )
@@ -199,7 +206,7 @@ def pilot(spec: RewriteSpec, step: StepRunner, name: StepRunner) -> Artifact:
     """The steps of a rewriting as far as a pilot needs them, and the pilot; `name` only names the others."""
     asked = not isinstance(spec.reader, RuleReader)
     needed = {"corpus", "subject", "tokens", "coder", "activations-explain", "activations-calibrate"}
-    needed |= {"writer", "explanations", "reader" if asked else "simulation-calibrate"}
+    needed |= {"writer", "explanations", *(("reader", "tuned") if asked else ("simulation-calibrate",))}
     made: dict[str, Artifact] = {}
 
     def some(label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
@@ -209,7 +216,7 @@ def pilot(spec: RewriteSpec, step: StepRunner, name: StepRunner) -> Artifact:
     rewrite(spec, some)
     read = {label: made[label] for label in ("subject", "tokens", "coder", "explanations")}
     active = {"explain": made["activations-explain"], "calibrate": made["activations-calibrate"]}
-    said = {"reader": made["reader"]} if asked else {"on-calibrate": made["simulation-calibrate"]}
+    said = {"reader": made.get("tuned", made["reader"])} if asked else {"on-calibrate": made["simulation-calibrate"]}
     return step(
         "pilot", "pilot", PilotedSpec(pilot=spec.pilot, ask=spec.ask if asked else None), **read, **active, **said
     )

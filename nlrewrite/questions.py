@@ -77,9 +77,9 @@ ReaderSpec = Annotated[
 class TuneSpec(Spec):
     """A reader taught further, on the true digits of some latents, by adapters that are merged into its weights."""
 
+    steps: int = Field(default=0, ge=0, le=10_000_000, description="Training steps; 0: it is asked as it is.")
     rank: int = Field(default=8, ge=1, le=1024, description="Of each adapter.")
     alpha: float = Field(default=16.0, gt=0, description="An adapter's output is multiplied by alpha / rank.")
-    steps: int = Field(default=300, ge=1, le=10_000_000)
     sentences: int = Field(default=8, ge=1, le=4096, description="Latents in one training step.")
     active: int = Field(default=8, ge=1, description="Contexts of a latent where it is active, in one step.")
     inactive: int = Field(default=8, ge=1, description="Contexts of a latent where it is not, in one step.")
@@ -137,6 +137,15 @@ class AskSpec(Spec):
     seed: int = Field(default=0, ge=0, lt=1 << 31)
 
 
+class TunedSpec(Spec):
+    """How a reader is taught, and the questions it is taught: those that it will be asked."""
+
+    tune: TuneSpec
+    prompt: PromptSpec
+    order: Order
+    window: int = Field(ge=1, le=4096, description="Tokens of the context that are shown, the last ones.")
+
+
 class WriteSpec(Spec):
     """Explanations written by a language model from examples of the explain split."""
 
@@ -186,7 +195,7 @@ class QuizSpec(Spec):
 
 
 def check_models(
-    models: Mapping[str, ReaderSpec], ask: AskSpec, positions: Sequence[str], probes: Sequence[str]
+    models: Mapping[str, ReaderSpec], ask: AskSpec, tune: TuneSpec, positions: Sequence[str], probes: Sequence[str]
 ) -> None:
     """ValueError where the language models of a rewriting do not fit together, or with what is to be measured."""
     kinds = {name: model.kind for name, model in models.items()}
@@ -210,4 +219,32 @@ def check_models(
         raise ValueError(
             f"the rule reader cannot read what a language model writes: writer.kind={kinds['writer']}. "
             f"Choose a reader with --set reader.kind"
+        )
+    if tune.steps:
+        check_taught(models["reader"], ask, tune)
+
+
+def check_taught(reader: ReaderSpec, ask: AskSpec, tune: TuneSpec) -> None:
+    """ValueError where a reader cannot be taught further."""
+    wanted = f"tune.steps={tune.steps}"
+    if isinstance(reader, RuleReader):
+        raise ValueError(f"the rule reader has nothing to be taught: {wanted}. Choose another with --set reader.kind")
+    if isinstance(reader, ServedReader):
+        raise ValueError(
+            f"a served reader's weights are out of reach: {wanted}, reader.kind=served. "
+            f"Use --set reader.kind=hub or folder, or tune.steps=0"
+        )
+    if isinstance(reader, HubReader) and reader.quantisation:
+        raise ValueError(
+            f"quantised weights cannot be taught: {wanted}, reader.quantisation={reader.quantisation}. "
+            f"Use --set reader.quantisation= and the revision of whole weights, or tune.steps=0"
+        )
+    if isinstance(reader, HubReader | FolderReader) and reader.dtype == "float16":
+        raise ValueError(
+            f"gradients vanish in float16: {wanted}, reader.dtype=float16. Use --set reader.dtype=bfloat16 or float32"
+        )
+    if ask.with_score:
+        raise ValueError(
+            f"scores come from the calibrate split, and a reader is taught on the explain split alone: {wanted}, "
+            f"ask.with_score=true. Use --set ask.with_score=false, or tune.steps=0"
         )

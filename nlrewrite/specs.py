@@ -40,6 +40,7 @@ from nlrewrite.questions import (
     RuleReader,
     ServedReader,
     TrainedReader,
+    TuneSpec,
     WriteSpec,
     check_models,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "TinySubject",
     "TokensSpec",
     "TrainedReader",
+    "TuneSpec",
     "WriteSpec",
     "with_seed",
 ]
@@ -328,6 +330,7 @@ class PilotedSpec(Spec):
 
 Probe = Literal["ladder", "requirement", "sample-size"]
 PROBES: tuple[Probe, ...] = ("ladder", "requirement", "sample-size")
+MODELS = ("reader", "screener", "writer")
 
 
 class ReportSpec(Spec):
@@ -370,6 +373,7 @@ class RewriteSpec(Spec):
     sample_size: SampleSizeSpec = Field(default=SampleSizeSpec(), json_schema_extra={"since": 2})
     reader: ReaderSpec = Field(default=RuleReader(), json_schema_extra={"since": 3})
     screener: ReaderSpec = Field(default=RuleReader(), json_schema_extra={"since": 3})
+    tune: TuneSpec = Field(default=TuneSpec(), json_schema_extra={"since": 3})
     ask: AskSpec = Field(default=AskSpec(), json_schema_extra={"since": 3})
     writer: ReaderSpec = Field(default=RuleReader(), json_schema_extra={"since": 3})
     write: WriteSpec = Field(default=WriteSpec(), json_schema_extra={"since": 3})
@@ -378,8 +382,8 @@ class RewriteSpec(Spec):
 
     @model_validator(mode="after")
     def _asked(self) -> "RewriteSpec":
-        models = {name: getattr(self, name) for name in ("reader", "screener", "writer")}
-        check_models(models, self.ask, self.evaluate.positions, self.probes)
+        models = {name: getattr(self, name) for name in MODELS}
+        check_models(models, self.ask, self.tune, self.evaluate.positions, self.probes)
         return self
 
 
@@ -400,15 +404,14 @@ def with_seed(fields: dict[str, Any], seed: int) -> dict[str, Any]:
             "ladder",
             "requirement",
             "sample_size",
+            "tune",
             "ask",
             "write",
             "quiz",
             "pilot",
         )
     }
-    for name in ("reader", "screener", "writer"):
-        if fields.get(name, {}).get("kind") == "trained":
-            stages[name] = dict(fields[name])
+    stages |= {name: dict(fields[name]) for name in MODELS if fields.get(name, {}).get("kind") == "trained"}
     if fields.get("subject", {}).get("kind", "tiny") == "tiny":
         stages["subject"] = dict(fields.get("subject", {}))
     for stage in stages.values():

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect import Task
 
-from tasks.ask import answers, quiz, reader, sentences
+from tasks.ask import answers, quiz, reader, sentences, tuned
 from tasks.evaluate import calibration, evaluation, report, scores
 from tasks.explain import explanations, gates, gating, simulation
 from tasks.learn import activations, coder, subject
@@ -28,6 +28,7 @@ TASKS: dict[str, Task[..., Any]] = {
         simulation,
         gating,
         reader,
+        tuned,
         sentences,
         quiz,
         answers,

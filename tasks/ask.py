@@ -3,7 +3,7 @@
 from prefect.client.schemas.objects import State
 
 from nlrewrite.artifacts import Artifact
-from nlrewrite.questions import AskSpec, QuizSpec, ReaderSpec, WriteSpec
+from nlrewrite.questions import AskSpec, QuizSpec, ReaderSpec, TunedSpec, WriteSpec
 from tasks.step import Work, find_or_build, step
 
 
@@ -11,6 +11,21 @@ from tasks.step import Work, find_or_build, step
 def reader(spec: ReaderSpec, work: Work, **inputs: Artifact) -> State[Artifact]:
     """A language model that is asked: trained here, or a reference to one elsewhere."""
     return find_or_build("reader", spec, inputs, work)
+
+
+@step
+def tuned(
+    spec: TunedSpec,
+    subject: Artifact,
+    tokens: Artifact,
+    explanations: Artifact,
+    activations: Artifact,
+    reader: Artifact,
+    work: Work,
+) -> State[Artifact]:
+    """A reader taught further, on the true digits of the explain split."""
+    read = {"subject": subject, "tokens": tokens, "explanations": explanations, "activations": activations}
+    return find_or_build("tuned", spec, {**read, "reader": reader}, work)
 
 
 @step

@@ -288,10 +288,10 @@ print([name for name in heavy if name in sys.modules])
 def test_labels_are_the_steps_of_the_composition_in_order():
     found = pipeline.labels(profiles.settled("smoke", profiles.probing(Overrides(), PROBES)))
     assert (next(iter(found)), next(reversed(found))) == ("corpus", "report")
-    models = {"reader", "sentences", "quiz", "answers"}
+    models = {"reader", "tuned", "sentences", "quiz", "answers"}
     assert set(found.values()) == set(steps.STEPS) - models - {"pilot"}
     plain = set(pipeline.labels(profiles.settled("smoke", Overrides())).values())
     assert plain == set(steps.STEPS) - models - {"pilot", *PROBES}
     written = ("writer.kind=hub", "writer.model=someone/model", f"writer.revision={'a' * 40}")
-    by_model = pipeline.labels(profiles.settled("smoke-reader", Overrides(settings=written)))
+    by_model = pipeline.labels(profiles.settled("smoke-reader", Overrides(settings=(*written, "tune.steps=3"))))
     assert models <= set(by_model.values())

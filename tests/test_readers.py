@@ -52,6 +52,32 @@ def test_a_reader_answers_where_rules_would_and_rules_stand_beside_it() -> None:
     assert found["scores"][0] == "scores"  # the rule reader's, which cost nothing
 
 
+def test_a_reader_may_be_taught_further_and_the_taught_one_answers() -> None:
+    def reading(*settings: str) -> dict[str, dict[str, Artifact]]:
+        found: dict[str, dict[str, Artifact]] = {}
+
+        def note(label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
+            found[label] = inputs
+            return steps.name(kind, spec, inputs)
+
+        rewrite(settled(*settings), note)
+        return found
+
+    plain, taught = inputs(settled()), inputs(settled("tune.steps=3"))
+    assert taught.keys() - plain.keys() == {"tuned"}
+    assert taught["tuned"] == ("tuned", {"subject", "tokens", "explanations", "activations", "reader"})
+    assert taught["report"][1] - plain["report"][1] == {"tuned"}
+    found = reading("tune.steps=3")
+    assert found["tuned"]["activations"] == found["evaluation"]["explain"]
+    assert found["tuned"]["reader"] == found["report"]["reader"] == reading()["report"]["reader"]
+    asked = {label for label, (kind, _) in taught.items() if kind == "answers"}
+    assert len(asked) == 4
+    assert {found[label]["reader"] for label in asked} == {found["report"]["tuned"]}
+    three, four = names(settled("tune.steps=3")), names(settled("tune.steps=4"))
+    changed = {label for label in three if three[label] != four[label]}
+    assert {"tuned", *asked} <= changed and not changed & {"reader", "explanations", "scores"}
+
+
 def test_a_writer_writes_and_is_quizzed() -> None:
     found = inputs(settled(*HUB))
     assert found["explanations"] == ("sentences", {"subject", "tokens", "activations", "coder", "writer"})
@@ -107,5 +133,6 @@ def test_a_folder_reader_needs_its_folder() -> None:
 def test_one_seed_reaches_every_question() -> None:
     spec = profiles.settled("smoke-reader", Overrides(seed=7))
     assert (spec.ask.seed, spec.write.seed, spec.quiz.seed) == (7, 7, 7)
+    assert spec.tune.seed == 7
     assert spec.reader.model_dump()["seed"] == 7
     assert list(pipeline.labels(spec)) == list(pipeline.labels(settled()))

@@ -16,9 +16,9 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from nlrewrite import specs
+from nlrewrite import profiles, questions, specs
 from nlrewrite.artifacts import Artifact, canonical, digest
-from nlrewrite.composition import rewrite
+from nlrewrite.composition import pilot, rewrite
 from nlrewrite.seeds import derive, generator
 from nlrewrite.steps import STEPS, Step, name, source_hash
 
@@ -62,6 +62,8 @@ SPEC_OF: dict[str, Any] = {
     "sentences": specs.WriteSpec,
     "quiz": specs.QuizSpec,
     "answers": specs.AskSpec,
+    "tuned": questions.TunedSpec,
+    "pilot": specs.PilotedSpec,
 }
 
 
@@ -188,8 +190,11 @@ def fields_of_specs() -> dict[str, dict[str, Any]]:
     return found
 
 
+MODULES = (specs.__name__, specs.Spec.__module__, questions.__name__)
+
+
 def _models(model: type[BaseModel]) -> list[type[BaseModel]]:
-    here = [each for each in model.__subclasses__() if each.__module__ in (specs.__name__, specs.Spec.__module__)]
+    here = [each for each in model.__subclasses__() if each.__module__ in MODULES]
     return sorted(here, key=lambda each: each.__name__)
 
 
@@ -222,6 +227,8 @@ def some_names() -> list[dict[str, Any]]:
     rewrite(specs.RewriteSpec(), note)
     rewrite(specs.RewriteSpec(probes=specs.PROBES), note)
     revision = "0123456789abcdef0123456789abcdef01234567"
+    written = ("writer.kind=hub", "writer.model=some/model", f"writer.revision={revision}", "tune.steps=300")
+    pilot(profiles.settled("smoke-reader", profiles.Overrides(settings=written)), note, note)
     text = specs.HubDataset(dataset="some/texts", revision=revision, config="ten")
     variants["corpus"] += [specs.TextSpec(source=text), specs.TextSpec(source=specs.TextFolder(content="0" * 64))]
     variants["subject"] += [

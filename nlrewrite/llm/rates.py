@@ -261,6 +261,8 @@ def read(store: "Store") -> list[Measured]:
         told = json.loads(store.folder(artifact).path(USAGE).read_text(encoding="utf-8"))
         reader = manifest.inputs.get("reader")
         known = store.manifest(reader.artifact) if reader is not None else None
+        if known is not None and "reader" in known.inputs:  # one that was taught further has the shape of that one
+            known = store.manifest(known.inputs["reader"].artifact)
         model = named(known.spec) if known is not None else str(told.get("model", ""))
         device = str(told.get("device") or manifest.made.execution.get("device", "cpu"))
         record = recorded(str(told.get("engine", "")), model, device, told.get("usage", told))

@@ -127,7 +127,7 @@ def _from_hub(spec: HubReader, out: Path) -> dict[str, Any]:
     if not any(name.endswith(".safetensors") for name in names):
         load.refuse_pickles(where, names)
         raise SettingError(f"{where} has no model.safetensors. Choose another with --set reader.revision")
-    _copy_tokenizer(root, out, where)
+    copy_tokenizer(root, out, where)
     return {}
 
 
@@ -143,7 +143,7 @@ def _from_folder(spec: FolderReader, folder: str | None, out: Path) -> dict[str,
             f"{root} is not the folder that this result is named after: its content is {found[:12]}..., not "
             f"{spec.content[:12] or 'given'}.... Run again to name it anew"
         )
-    _copy_tokenizer(root, out, str(root))
+    copy_tokenizer(root, out, str(root))
     return {}
 
 
@@ -156,18 +156,19 @@ def _served(spec: ServedReader, inputs: Mapping[str, "Folder"], out: Path) -> di
                 "a served reader needs a tokenizer that cuts its prompts, and none is named. "
                 "Name one with --set reader.tokenizer and --set reader.tokenizer_revision"
             )
-        _copy_tokenizer(inputs["subject"].root(), out, "the subject")
+        copy_tokenizer(inputs["subject"].root(), out, "the subject")
         return {}
     if not spec.tokenizer_revision:
         raise SettingError(
             f"the revision of the tokenizer {spec.tokenizer} is not chosen. "
             f"Choose one with --set reader.tokenizer_revision=<commit>"
         )
-    _copy_tokenizer(load.download(spec.tokenizer, spec.tokenizer_revision, load.TOKENIZER), out, spec.tokenizer)
+    copy_tokenizer(load.download(spec.tokenizer, spec.tokenizer_revision, load.TOKENIZER), out, spec.tokenizer)
     return {}
 
 
-def _copy_tokenizer(root: Path, out: Path, where: str) -> None:
+def copy_tokenizer(root: Path, out: Path, where: str) -> None:
+    """The files that make a fast tokenizer."""
     from nlrewrite.subject.load import TOKENIZER
 
     if not (root / "tokenizer.json").is_file():

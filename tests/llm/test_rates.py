@@ -12,7 +12,17 @@ from nlrewrite.errors import SettingError
 from nlrewrite.llm import rates
 from nlrewrite.llm.rates import DEVICES, Lengths, Prices
 from nlrewrite.llm.shape import LLAMA_3_1B, LLAMA_3_8B, Shape, shape
-from nlrewrite.specs import AskSpec, FolderReader, HubReader, RuleReader, ServedReader, TextSpec, TrainedReader
+from nlrewrite.questions import TunedSpec, TuneSpec
+from nlrewrite.specs import (
+    AskSpec,
+    FolderReader,
+    HubReader,
+    PromptSpec,
+    RuleReader,
+    ServedReader,
+    TextSpec,
+    TrainedReader,
+)
 from tests.subject.small_models import config
 
 PUBLISHED_QUERIES = 327_680_000
@@ -172,9 +182,13 @@ def test_rates_are_read_back_from_answers(tmp_path: Path) -> None:
     committed("answers", "2" * 16, AskSpec(seed=1), {"usage.json": {"engine": "packed", "usage": usage}}, given)
     committed("answers", "3" * 16, AskSpec(seed=2), {"other.json": {}}, given)
     committed("corpus", "4" * 16, TextSpec(), {"usage.json": {"engine": "no", "usage": usage}}, {})
+    taught = TunedSpec(tune=TuneSpec(steps=1), prompt=PromptSpec(), order="context", window=9)
+    committed("tuned", "5" * 16, taught, {"reader.json": {}}, given)
+    of_it = {"reader": store.manifest(Artifact(kind="tuned", digest="5" * 16))}
+    committed("answers", "6" * 16, AskSpec(seed=3), {"usage.json": {"engine": "packed", "usage": usage}}, of_it)
     (found,) = rates.read(store)
     assert (found.engine, found.model, found.device) == ("packed", rates.named(reader), "cpu")
-    assert (found.queries, found.per_second) == (10, 2.0)
+    assert (found.queries, found.per_second) == (15, 2.0)
 
 
 def test_readers_of_other_arithmetic_have_other_names() -> None:

@@ -196,6 +196,20 @@ def test_a_pilot_builds_nothing_that_the_whole_run_is_asked_for(profile: str) ->
     assert ("simulation-calibrate" in built) == (profile == "smoke")
 
 
+def test_a_pilot_asks_the_reader_that_was_taught() -> None:
+    asked: dict[str, Artifact] = {}
+
+    def step(label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
+        asked[label] = inputs.get("reader") or steps.name(kind, spec, inputs)
+        return steps.name(kind, spec, inputs)
+
+    def name(label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
+        return steps.name(kind, spec, inputs)
+
+    composition.pilot(settled("tiny-reader", Overrides(settings=("tune.steps=3",))), step, name)
+    assert asked["tuned"].kind == "reader" and asked["pilot"].kind == "tuned"
+
+
 def test_what_is_told() -> None:
     interval = {"value": 0.7351, "low": 0.66, "high": 0.81}
     prediction = dict.fromkeys(("gap_closed", "in_output", "alone", "added_loss"), interval)

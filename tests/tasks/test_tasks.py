@@ -4,6 +4,7 @@ import inspect
 
 from nlrewrite.artifacts import Artifact
 from nlrewrite.composition import rewrite
+from nlrewrite.profiles import Overrides, settled
 from nlrewrite.specs import PROBES, RewriteSpec, Spec
 from nlrewrite.steps import STEPS, name
 from tasks import TASKS
@@ -25,6 +26,7 @@ def test_tasks_take_what_the_composition_gives_them() -> None:
         return name(kind, spec, inputs)
 
     rewrite(RewriteSpec(probes=PROBES), check)
+    rewrite(settled("smoke-reader", Overrides(settings=("tune.steps=3",))), check)
     assert wrong == []
 
 
