@@ -21,6 +21,22 @@ from nlrewrite.simulate.rules import read_outcomes
 
 el = element
 FAILED = (Outcome.UNPARSEABLE, Outcome.REFUSED, Outcome.TRANSPORT)
+LABELS = {
+    "simulation": "sentences",
+    "on-calibrate": "sentences",
+    "simulation-shuffled": "shuffled sentences",
+    "on-calibrate-shuffled": "shuffled sentences",
+}
+"""What the page calls a simulation; others by the name of their step."""
+WROTE = {
+    "ok": "written",
+    "unparseable": "without one in the reply",
+    "refused": "refused",
+    "transport": "without a reply",
+    "skipped": "not asked about (too few activations, or one token says it all)",
+}
+UNASKED = "embedding"
+"""The scorer that is a cosine."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,19 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Quizzed:
+    """What became of one scorer's questions to who wrote the sentences."""
+
+    scorer: str
+    asked: int
+    ok: int
+    unparseable: int
+    refused: int
+    transport: int
+    skipped: int
+
+
+@dataclass(frozen=True)
 class Asked:
     """Everything that was asked in one rewriting."""
 
@@ -49,6 +78,8 @@ class Asked:
     questions: tuple[Question, ...]
     writer: dict[str, Any] | None = None
     sentences: dict[str, int] | None = None
+    quizzes: tuple[Quizzed, ...] = ()
+    tuned: dict[str, Any] | None = None
 
     def told(self) -> dict[str, Any]:
         """For results.json."""
@@ -59,6 +90,8 @@ class Asked:
             "questions": [asdict(each) for each in self.questions],
             "writer": self.writer,
             "sentences": self.sentences,
+            "quizzes": [asdict(each) for each in self.quizzes],
+            **({} if self.tuned is None else {"tuned": self.tuned}),
         }
 
 
@@ -72,6 +105,8 @@ def gather(inputs: dict[str, Folder]) -> Asked | None:
         questions=tuple(_questions(inputs)),
         writer=_model(inputs["writer"]) if by_model else None,
         sentences=_sentences(inputs["explanations"]) if by_model else None,
+        quizzes=tuple(_quizzes(inputs["scores"])),
+        tuned=_tuned(inputs["tuned"]) if "tuned" in inputs else None,
     )
 
 
@@ -80,9 +115,11 @@ def section(asked: Asked) -> Markup:
     spec = asked.spec
     first = "the context and then the sentence" if spec["order"] == "context" else "the sentence and then the context"
     said = [
-        f"{_name(asked.reader)} read the sentences. It was shown {first}, at most {spec['window']} tokens of it, in "
-        f"the words of the template “{spec['prompt']['name']}”, and its digits are read as {spec['flavour']}."
+        f"{_name(asked.reader)} read the sentences. It was shown {first}, at most {spec['window']} tokens of text, in "
+        f"the words of the template “{spec['prompt']['name']}”. The expected digit is “{spec['flavour']}”."
     ]
+    if asked.tuned is not None:
+        said.append(_taught(asked.tuned))
     if any(each.contexts == "cases" for each in asked.questions):
         said.append(
             f"For calibration each latent was asked about contexts of its own, at most {spec['active']} where it is "
@@ -90,33 +127,50 @@ def section(asked: Asked) -> Markup:
         )
     if spec.get("gate"):
         said.append("Nothing was asked where a latent's lexical gate is closed: there its digit is 0.")
-    if asked.writer is not None and asked.sentences is not None:
-        told = ", ".join(f"{count(number)} {name}" for name, number in sorted(asked.sentences.items()))
-        said.append(f"{_name(asked.writer)} wrote the sentences: {told}.")
-    body = [
-        el(
-            "tr",
-            el("th", each.step, el("small", f"{each.split}, {_contexts(each)}"), scope="row"),
-            *(el("td", count(number), class_="n") for number in (each.asked, each.ok)),
-            *(el("td", _failure(each, outcome), class_="n") for outcome in FAILED),
-            el("td", count(each.skipped), class_="n"),
+    if spec.get("screen", "none") != "none":
+        cheap = (
+            f"a probe behind {many(spec['screen_layer'], 'layer')} of it"
+            if spec["screen"] == "exit"
+            else "a smaller reader"
         )
-        for each in asked.questions
+        said.append(
+            f"On the report split {cheap} decided what was answered in full, so that what matters should get through "
+            f"with a chance of {percent(spec['screen_recall'])}; what was left out counts as digit 0."
+        )
+    if asked.writer is not None and asked.sentences is not None:
+        told = ", ".join(f"{count(number)} {WROTE.get(name, name)}" for name, number in sorted(asked.sentences.items()))
+        said.append(f"{_name(asked.writer)} was asked for a sentence about every latent: {told}.")
+    reader = [
+        _row(LABELS.get(each.step, each.step), f"{each.split}, {_contexts(each)}", each) for each in asked.questions
     ]
-    columns = [
-        Column("Simulation"),
-        *(Column(name, True) for name in ("Asked", "Answered", "Unreadable", "Refused", "No reply", "Not asked")),
-    ]
-    words = "Questions to the reader"
-    caption = [el("strong", words), ". A failed answer is missing, not a value."]
-    return together([*(el("p", each) for each in said), table(caption, columns, body, words)])
+    tables = [_outcomes("Simulation", reader, "Questions to the reader", "A failed answer is missing, not a value.")]
+    if asked.quizzes:
+        quiz = [_row(each.scorer, "calibrate", each) for each in asked.quizzes]
+        tables.append(_outcomes("Scorer", quiz, "Questions of the quiz", "A failed one is left out of every score."))
+    return together([*(el("p", each) for each in said), *tables])
+
+
+def _row(what: str, where: str, each: Question | Quizzed) -> Markup:
+    return el(
+        "tr",
+        el("th", what, el("small", where), scope="row"),
+        *(el("td", count(number), class_="n") for number in (each.asked, each.ok)),
+        *(el("td", _failure(each, outcome), class_="n") for outcome in FAILED),
+        el("td", count(each.skipped), class_="n"),
+    )
+
+
+def _outcomes(first: str, body: list[Markup], words: str, note: str) -> Markup:
+    names = ("Asked", "Answered", "Unreadable", "Refused", "No reply", "Not asked")
+    columns = [Column(first), *(Column(name, True) for name in names)]
+    return table([el("strong", words), f". {note}"], columns, body, words)
 
 
 def _contexts(each: Question) -> str:
     return "contexts by activity" if each.contexts == "cases" else "last tokens of windows"
 
 
-def _failure(each: Question, outcome: Outcome) -> str:
+def _failure(each: Question | Quizzed, outcome: Outcome) -> str:
     number = getattr(each, outcome.name.lower())
     return f"{count(number)} ({percent(number / each.asked)})" if number else count(0)
 
@@ -139,6 +193,15 @@ def _questions(inputs: dict[str, Folder]) -> Iterator[Question]:
         )
 
 
+def _quizzes(scores: Folder) -> Iterator[Quizzed]:
+    if scores.manifest.artifact.kind != "quiz":
+        return
+    told: dict[str, int] = json.loads(scores.path("quiz.json").read_text(encoding="utf-8"))["outcomes"]
+    for scorer in sorted({key.rpartition(" ")[0] for key in told} - {UNASKED}):
+        counts = {name: told.get(f"{scorer} {name}", 0) for name in (each.name.lower() for each in Outcome)}
+        yield Quizzed(scorer, asked=sum(counts.values()) - counts["skipped"], **counts)
+
+
 def _model(folder: Folder) -> dict[str, Any]:
     return {**folder.manifest.spec, "artifact": str(folder.manifest.artifact)}
 
@@ -146,7 +209,26 @@ def _model(folder: Folder) -> dict[str, Any]:
 def _name(model: dict[str, Any]) -> str:
     if model["kind"] == "trained":
         return f"A Llama of {many(model['layers'], 'layer')}, {model['width']} wide, trained for it,"
-    return str(model.get("model") or f"a local model ({str(model.get('content', ''))[:12]})")
+    return str(model.get("model") or f"A local model ({str(model.get('content', ''))[:12]})")
+
+
+def _tuned(folder: Folder) -> dict[str, Any]:
+    told = json.loads(folder.path("reader.json").read_text(encoding="utf-8"))
+    kept = ("tune", "tuned_on", "loss", "before", "after")
+    return {"artifact": str(folder.manifest.artifact), **{name: told[name] for name in kept}}
+
+
+def _taught(tuned: dict[str, Any]) -> str:
+    def auc(name: str) -> str:
+        found = tuned[name]["auc"]
+        return "unknown" if found is None else f"{found:.3f}"
+
+    return (
+        f"Before that it was taught further: {many(tuned['tune']['steps'], 'step')} on the true digits of "
+        f"{many(tuned['tuned_on']['latents'], 'latent')} on the explain split. Of "
+        f"{many(tuned['after']['sentences'], 'latent')} that it was not taught by, it then told where they are active "
+        f"(AUC {auc('after')}, and {auc('before')} before). Sentences that it was taught by it may know by heart."
+    )
 
 
 def _sentences(folder: Folder) -> dict[str, int]:
