@@ -271,6 +271,12 @@ def _asked(spec: RewriteSpec, execution: Execution) -> dict[str, Any]:
                 raise SettingError(f"{who}.kind is folder and no folder is given. Name one with --reader-folder")
             content = fingerprint(Path(execution.reader_folder), "--reader-folder")
             update[who] = model.model_copy(update={"content": content})
+    for who in ("reader", "writer", "screener"):
+        model = getattr(spec, who)
+        if isinstance(model, specs.TrainedReader) and not model.template:
+            from nlrewrite.llm.reader import wording
+
+            update[who] = model.model_copy(update={"template": wording()})
     return update
 
 

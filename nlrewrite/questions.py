@@ -38,6 +38,7 @@ class TrainedReader(Spec):
     order: Order = Field(default="explanation", description="What comes first in its prompts: ask it in this order.")
     window: int = Field(default=9, ge=1, le=64, description="Tokens of a context that it is shown: rules look 8 back.")
     held_out: float = Field(default=0.1, gt=0, lt=1, description="Share of the sentences it is never trained on.")
+    template: Sha256 = Field(default="", description="Filled in: sha256 of the template that it is trained with.")
     seed: int = Field(default=0, ge=0, lt=1 << 31)
 
 

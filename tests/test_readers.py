@@ -7,7 +7,9 @@ from nlrewrite.artifacts import Artifact
 from nlrewrite.composition import rewrite
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
+from nlrewrite.llm import reader
 from nlrewrite.profiles import Overrides
+from nlrewrite.questions import PromptSpec
 from nlrewrite.specs import RewriteSpec, Spec
 
 HUB = ("writer.kind=hub", "writer.model=someone/model", f"writer.revision={'a' * 40}")
@@ -136,3 +138,15 @@ def test_one_seed_reaches_every_question() -> None:
     assert spec.tune.seed == 7
     assert spec.reader.model_dump()["seed"] == 7
     assert list(pipeline.labels(spec)) == list(pipeline.labels(settled()))
+
+
+def test_a_reader_trained_here_is_named_by_the_words_it_is_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    screened = ("ask.screen=cascade", "screener.kind=trained", "screener.layers=1")
+    spec = settled(*screened)
+    first = profiles.filled(spec, Execution())
+    assert len(first.reader.template) == 64 and first.screener.template == first.reader.template  # type: ignore[union-attr]
+    monkeypatch.setattr(reader, "prompt", lambda: PromptSpec(name="reader", text="another"))
+    other = profiles.filled(spec, Execution())
+    changed = {label for label, name in names(other).items() if names(first)[label] != name}
+    assert {"reader", "screener", "simulation-report"} <= changed and "explanations" not in changed
+    assert names(profiles.filled(first, Execution())) == names(first)  # what is filled in stays

@@ -62,6 +62,12 @@ def _trained(spec: TrainedReader, inputs: Mapping[str, "Folder"], out: Path, run
     from nlrewrite.text.tokenizer import token_texts
     from nlrewrite.text.tokens import read_windows
 
+    words = wording()
+    if spec.template not in ("", words):
+        raise SettingError(
+            f"the template {TEMPLATE!r} is not the one that this result is named after: its text is {words[:12]}..., "
+            f"not {spec.template[:12]}.... Run again to name it anew"
+        )
     transformers_logging.disable_progress_bar()
     where = positions(read_windows(inputs["tokens"], "explain"))
     texts = token_texts(inputs["subject"].root())
@@ -79,7 +85,7 @@ def _trained(spec: TrainedReader, inputs: Mapping[str, "Folder"], out: Path, run
             "split": "explain",
             "questions": spec.steps * spec.batch,
             "template": TEMPLATE,
-            "prompt_sha256": hashlib.sha256(prompt().text.encode()).hexdigest(),
+            "prompt_sha256": words,
         },
     }
 
@@ -89,6 +95,11 @@ def prompt() -> PromptSpec:
     from nlrewrite.language.template import filled
 
     return filled(PromptSpec(name=TEMPLATE), None)
+
+
+def wording() -> str:
+    """sha256 of that prompt's text, by which a reader that is trained with it is named."""
+    return hashlib.sha256(prompt().text.encode()).hexdigest()
 
 
 def taught(spec: TrainedReader, where: Any, texts: list[bytes]) -> tuple[Any, Any]:

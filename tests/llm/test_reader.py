@@ -119,6 +119,13 @@ def test_the_same_spec_gives_the_same_reader(store: Store, trained: Folder, tmp_
 # -- a folder, the hub, an endpoint ------------------------------------------------------------------------------------
 
 
+def test_a_reader_is_trained_with_the_words_it_is_named_after(store: Store, trained: Folder) -> None:
+    told = json.loads(trained.path("reader.json").read_text())
+    assert told["trained_on"]["prompt_sha256"] == reader.wording()
+    with pytest.raises(SettingError, match="is not the one that this result is named after"):
+        build(store, SPEC.model_copy(update={"template": "0" * 64}))
+
+
 def test_of_a_folder_the_reference_and_the_tokenizer_are_kept(store: Store, tmp_path: Path) -> None:
     root = small_models.save(small_models.fresh("llama"), tmp_path / "model")
     (root / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
