@@ -5,6 +5,7 @@ Invariant: the questions are those of the whole run about the same pairs, to the
 """
 
 import importlib.util
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -81,11 +82,16 @@ def timed(
     reader: Folder, execution: "Execution", wanted: "Wanted", block: PrefixBlock, names: Sequence[str] = ENGINES
 ) -> dict[str, float]:
     """Seconds a question of every engine that is installed, each opened and closed by itself, the fastest first."""
-    from nlrewrite.llm.opening import opened
+    from nlrewrite.llm.opening import REFERENCE, opened
 
     seconds: dict[str, float] = {}
+    about = json.loads(reader.path(REFERENCE).read_text(encoding="utf-8"))
+    if about["kind"] == "served":  # by its server alone
+        return seconds
     for name in names:
         if name == "vllm" and (importlib.util.find_spec("vllm") is None or execution.device == "cpu"):
+            continue
+        if name == "packed" and about.get("quantisation"):  # which vLLM alone runs
             continue
         engine, _ = opened(reader, execution.model_copy(update={"engine": name}), wanted)
         try:
