@@ -105,8 +105,8 @@ def terms(spec: RewriteSpec, asking: Asking, results: dict[str, Any] | None) -> 
     prompts = asking.windows("report")
     if prompts is None:
         raise SettingError(
-            "how many report prompts there are is not known before the text is cut: build the tokens step first, or "
-            "give a bound with --set tokens.limits.report=N"
+            "how many report prompts there are is not known before the text is cut, as a pilot cuts it: give a bound "
+            "with --set tokens.limits.report=N"
         )
     assumed: list[str] = []
     seen = budget.observed(results) if results is not None else None

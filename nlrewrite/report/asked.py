@@ -209,7 +209,7 @@ def _model(folder: Folder) -> dict[str, Any]:
 def _name(model: dict[str, Any]) -> str:
     if model["kind"] == "trained":
         return f"A Llama of {many(model['layers'], 'layer')}, {model['width']} wide, trained for it,"
-    return str(model.get("model") or f"A local model ({str(model.get('content', ''))[:12]})")
+    return f"“{model['model']}”" if model.get("model") else f"A local model ({str(model.get('content', ''))[:12]})"
 
 
 def _tuned(folder: Folder) -> dict[str, Any]:

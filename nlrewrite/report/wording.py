@@ -378,6 +378,6 @@ def arm_name(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def group_of(row: Mapping[str, Any]) -> str:
-    if row["arm"] == "rewritten" and row.get("explanation") in RUNGS:
+    if row["arm"] == "rewritten" and row.get("explanation") in ("gate", "gated"):
         return "Behind lexical gates"
     return next((group for group, names in GROUPS.items() if row["arm"] in names), "Others")

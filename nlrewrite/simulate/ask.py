@@ -19,7 +19,7 @@ from nlrewrite.questions import Order
 if TYPE_CHECKING:
     from nlrewrite.artifacts import Work
     from nlrewrite.language.prompts import Prompts
-    from nlrewrite.progress import Progress
+    from nlrewrite.progress import Advance, Progress
 
 NOTHING = -1
 PIECE = 50_000
@@ -80,12 +80,13 @@ def ask(
                 left = Outcome.TRANSPORT if screened else (Outcome.TRANSPORT, Outcome.SKIPPED)
                 rows = rows[np.isin(part.outcome, left)]  # who goes on may reach or afford what could not be then
             if len(rows):
-                kept.add(pair.at(rows), _answered(engine, texts, pair.at(rows), by[rows]))
+                kept.add(pair.at(rows), _answered(engine, texts, pair.at(rows), by[rows], advance))
                 if work is not None:
                     work.write(name, _packed(kept.of(piece)))
             if not screened:
                 check_asked(kept.of(piece).outcome)
-            advance(end - start, "" if len(rows) else "kept from before")
+            if len(rows) < end - start:
+                advance(end - start - len(rows), "kept from before")
     return kept.asked()
 
 
@@ -159,8 +160,8 @@ class _Texts:
         return {"context": self._shown[context]}
 
 
-def _answered(engine: Engine, texts: _Texts, pair: _Pairs, by: np.ndarray) -> Scores:
-    """The answers to some questions, a block for each prefix, which `by` says."""
+def _answered(engine: Engine, texts: _Texts, pair: _Pairs, by: np.ndarray, advance: "Advance") -> Scores:
+    """The answers to some questions, a block for each prefix, which `by` says; progress is told block by block."""
     found: list[Scores] = []
     bounds = np.append(np.flatnonzero(np.diff(by, prepend=by[0] - 1)), len(by))
     for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
@@ -171,6 +172,7 @@ def _answered(engine: Engine, texts: _Texts, pair: _Pairs, by: np.ndarray) -> Sc
             f"{engine.name} answered {len(scores.logp)} of {last - first} questions"
         )
         found.append(scores)
+        advance(last - first)
     return _joined(found)
 
 

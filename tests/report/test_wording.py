@@ -115,6 +115,8 @@ def test_unknown_arms_keep_their_name():
     assert arm_name(row) == ("one <new> arm", "")
     assert group_of(row) == "Others"
     assert group_of({"arm": "oracle"}) == "Controls"
+    assert group_of({"arm": "rewritten", "explanation": "gated"}) == "Behind lexical gates"
+    assert group_of({"arm": "rewritten", "explanation": "by-rules"}) == "Rewritten in sentences"
 
 
 def test_rewritten_arms_are_told_apart():

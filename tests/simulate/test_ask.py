@@ -1,10 +1,14 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from nlrewrite.artifacts import Artifact, Store, Work
 from nlrewrite.errors import SettingError
 from nlrewrite.llm.engine import Outcome, PrefixBlock, Scores
-from nlrewrite.progress import Progress
+from nlrewrite.progress import Advance, Progress
 from nlrewrite.questions import Order
 from nlrewrite.simulate import ask as asking
 from nlrewrite.simulate.ask import NOTHING, ask
@@ -72,7 +76,7 @@ def test_a_failed_answer_is_missing_and_counted() -> None:
     assert np.isnan(found.logp[failed]).all() and np.isfinite(found.logp[found.outcome == Outcome.OK]).all()
 
 
-def test_what_was_finished_before_a_kill_is_not_asked_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_finished_before_a_kill_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asking, "PIECE", 4)
     contexts = np.arange(5, dtype=np.int32)[None]
     work = Work(Store(str(tmp_path)).place, Artifact(kind="answers", digest="0" * 16))
@@ -104,7 +108,7 @@ class Away(Told):
         return Scores(nothing, None, np.full(len(block), self._outcome, dtype=np.int8))
 
 
-def test_a_block_that_nothing_answered_spoils_no_others(tmp_path) -> None:
+def test_a_block_that_nothing_answered_spoils_no_others(tmp_path: Path) -> None:
     contexts = np.arange(5, dtype=np.int32)[None]
     work = Work(Store(str(tmp_path)).place, Artifact(kind="answers", digest="0" * 16))
     away, back = Away({0, 3}, Outcome.TRANSPORT), Away(set(), Outcome.TRANSPORT)
@@ -120,7 +124,28 @@ def test_a_block_that_nothing_answered_spoils_no_others(tmp_path) -> None:
     np.testing.assert_array_equal(again.logp[answered], found.logp[answered])
 
 
-def test_a_limit_decides_nothing_about_a_result(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Counted(Progress):
+    """Notes every advance."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, str]] = []
+
+    @contextmanager
+    def stage(self, label: str, total: int) -> Iterator[Advance]:
+        yield lambda amount=1, note="": self.seen.append((amount, note))
+
+
+def test_progress_goes_on_block_by_block_and_tells_what_was_kept(tmp_path: Path) -> None:
+    contexts = np.arange(5, dtype=np.int32)[None]
+    work = Work(Store(str(tmp_path)).place, Artifact(kind="answers", digest="0" * 16))
+    first, again = Counted(), Counted()
+    for progress in (first, again):
+        ask(Told(), Ids(), SENTENCES, SHOWN, contexts, "context", progress, work)  # type: ignore[arg-type]
+    assert first.seen == [(3, "")] * 5
+    assert again.seen == [(15, "kept from before")]
+
+
+def test_a_limit_decides_nothing_about_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asking, "PIECE", 4)
     contexts = np.arange(5, dtype=np.int32)[None]
     work = Work(Store(str(tmp_path)).place, Artifact(kind="answers", digest="0" * 16))
