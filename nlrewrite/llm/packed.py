@@ -260,10 +260,17 @@ class Packed:
             for whole, part in zip((logp_NK, logmass_N, top_NK), found, strict=True):
                 if whole is not None and part is not None:
                     whole[known] = part.cpu().numpy()
+            unsound = outcome_N == Outcome.OK  # numbers of half precision may have become too large on the way
+            unsound &= np.isnan(logp_NK).any(1)
+            outcome_N[unsound], logp_NK[unsound] = Outcome.UNPARSEABLE, np.nan
+            if logmass_N is not None:
+                logmass_N[unsound] = np.nan
+            if top_NK is not None:
+                top_NK[unsound] = False
         return Scores(logp_NK, logmass_N, outcome_N, top=top_NK)
 
     def _count_failed(self, outcome_N: np.ndarray) -> None:
-        for outcome in (Outcome.REFUSED, Outcome.SKIPPED):
+        for outcome in (Outcome.UNPARSEABLE, Outcome.REFUSED, Outcome.SKIPPED):
             if count := int((outcome_N == outcome).sum()):
                 self.usage.failed[outcome.name] = self.usage.failed.get(outcome.name, 0) + count
 

@@ -425,3 +425,24 @@ def test_what_is_no_block_is_refused():
 def test_it_says_what_it_is():
     about = packed().about()
     assert about["engine"] == "packed" and about["dtype"] == "float32" and "CPU" in str(about["attention"])
+
+
+def test_an_answer_that_is_no_number_is_missing_and_its_neighbours_are_not():
+    block = making.block(20, [3, 5, 4])
+    model = making.fresh()
+    lost = int(block.suffix(1)[2])
+    block = PrefixBlock.of(
+        np.where(block.prefix == lost, 3, block.prefix),
+        [np.where(block.suffix(row) == lost, lost if row == 1 else 3, block.suffix(row)) for row in range(3)],
+        block.labels,
+    )
+    right = Packed(model, making.tokenizer()).digits(block)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[lost] = torch.inf
+    engine = Packed(model, making.tokenizer(), top=True)
+    found = engine.digits(block)
+    assert found.outcome.tolist() == [Outcome.OK, Outcome.UNPARSEABLE, Outcome.OK]
+    assert found.logmass is not None and found.top is not None
+    assert np.isnan(found.logp[1]).all() and np.isnan(found.logmass[1]) and not found.top[1].any()
+    np.testing.assert_allclose(found.logp[[0, 2]], right.logp[[0, 2]], atol=1e-5)
+    assert engine.usage.failed == {"UNPARSEABLE": 1}
