@@ -1,4 +1,5 @@
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,19 @@ def test_a_real_engine_writes_something_or_nothing_and_the_same_again(made, tmp_
     pd.testing.assert_frame_equal(*tables)
     assert set(tables[0]["outcome"]) <= {"ok", "unparseable", "skipped"}
     assert (tables[0]["outcome"] != "skipped").any()
+
+
+def test_nobodys_own_draws_are_disturbed(made, tmp_path) -> None:
+    def states() -> list[bytes]:
+        legacy = np.random.get_state(legacy=False)["state"]["key"]  # noqa: NPY002
+        return [repr(random.getstate()).encode(), legacy.tobytes(), torch.random.get_rng_state().numpy().tobytes()]
+
+    inputs = {"subject": made["subject"], "tokens": made["tokens"], "activations": made["activations-explain"]}
+    spec = SPEC.model_copy(update={"examples": 2, "most_words": 5, "refine": 1})
+    before, out = states(), tmp_path / "out"
+    out.mkdir()
+    sentences.build(spec, {**inputs, "writer": reader(tmp_path / "writer")}, out, running())
+    assert states() == before
 
 
 def test_a_sentence_is_cut_behind_its_most_words() -> None:
