@@ -34,9 +34,8 @@ class Profile(BaseModel):
 
 
 READ_BY_A_MODEL: dict[str, Any] = {
-    "explain": {"max_quotes": 4},
     "lengths": (),
-    "ask": {"contexts": "cases", "window": 9, "order": "explanation", "prompt": {"name": "reader"}},
+    "ask": {"contexts": "cases", "gate": True, "window": 9, "order": "explanation", "prompt": {"name": "reader"}},
     "calibrate": {"calibrators": ("none", "quantile-6", "isotonic-shrunk", "hurdle", "hurdle@log-odds")},
     "evaluate": {"positions": ("last",), "fractions": (0.5, 1.0)},
     "pilot": {"position": "last", "calibrator": "hurdle@log-odds"},
@@ -69,11 +68,7 @@ PROFILES: dict[str, Profile] = {
     ),
     "tiny-reader": Profile(
         summary="As tiny, but a small Llama that is trained here reads the sentences. No downloads.",
-        fields=READ_BY_A_MODEL
-        | {
-            "tokens": {"limits": {"report": 400}},
-            "reader": {"kind": "trained"},
-        },
+        fields=READ_BY_A_MODEL | {"reader": {"kind": "trained"}},
     ),
     "smoke": Profile(
         summary="Seconds, not minutes, and no meaning: every stage once, as small as it goes.", fields=SMOKE

@@ -44,7 +44,7 @@ def names(spec: RewriteSpec) -> dict[str, str]:
 def test_a_reader_answers_where_rules_would_and_rules_stand_beside_it() -> None:
     found = inputs(settled())
     assert found["reader"] == ("reader", {"subject", "tokens"})
-    by_cases = {"subject", "tokens", "explanations", "reader", "activations"}
+    by_cases = {"subject", "tokens", "explanations", "reader", "activations", "gates"}
     assert found["simulation-calibrate"] == ("answers", by_cases)
     assert found["simulation-report"] == ("answers", by_cases - {"activations"})
     assert found["simulation-report-shuffled"][0] == "answers"
@@ -81,7 +81,7 @@ def test_a_reader_may_be_taught_further_and_the_taught_one_answers() -> None:
 
 
 def test_a_writer_writes_and_is_quizzed() -> None:
-    found = inputs(settled(*HUB))
+    found = inputs(settled("ask.gate=false", *HUB))
     assert found["explanations"] == ("sentences", {"subject", "tokens", "activations", "coder", "writer"})
     assert found["scores"][0] == "quiz"
     assert not any(label.endswith(("-by-rules", "-gate", "-gated")) for label in found)

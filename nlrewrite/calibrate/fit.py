@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 1024
 """Latents on which is fitted what all share, at most."""
+FITTED_ON_PAIRS = ("paired", "outputs")
 SAMPLED_CASES = 4_000_000
 """Cases of all those latents together, about, so that the sample fits into memory like a block."""
 
@@ -66,6 +67,8 @@ def build(spec: CalibrateSpec, inputs: dict[str, Folder], out: Path, running: "R
                 errors[name.full] = cross_fitted_error(name.full, pairing, partial(known.known_of, target), dec_LE)
             advance(1, name.full)
     allowed = [name.full for name in names if methods.may_be_chosen(name)]
+    if isinstance(pairing.said, Answered):  # errors of single latents do not show what raw answers do together
+        allowed = [name for name in allowed if fitted[name].information in FITTED_ON_PAIRS] or allowed
     save(
         fitted,
         out,
