@@ -56,7 +56,7 @@ def listing(latents: Sequence[Dossier], facts: Facts) -> Markup:
         el(
             "p",
             f"The {many(len(latents), 'latent')} that write most into the model, of {count(facts.latents)}, by mean "
-            f"squared activation times the squared length of the decoder vector; {count(explained)} of them have a "
+            f"squared activation times the squared length of the decoder vector; {count(explained)} of them with a "
             f"sentence. Scores are from the calibrate split, examples and frequencies from the report split, drawn "
             f"over all tenths of a latent's activations, with the reader's surest false alarms beside them.",
             class_="about",

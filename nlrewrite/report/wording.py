@@ -32,7 +32,7 @@ ARMS: dict[str, tuple[str, str]] = {
 }
 RUNGS: dict[str, tuple[str, str]] = {
     "gate": ("Gate only", "the tokens a latent may be active on, and no sentence"),
-    "gated": ("Gate and sentence", "the sentence is read on those tokens alone"),
+    "gated": ("Gate and sentence", "the sentence is read on those tokens alone, by rules"),
     "by-rules": ("The same, read by rules", "a program that reads the rule language without fault"),
 }
 """What else than sentences alone the rewritten arm may read, by the name of its explanation."""
@@ -295,6 +295,12 @@ def caveats(facts: Facts, headline: Mapping[str, Any], row: Mapping[str, Any]) -
             f"Sentences are written by {wrote}, and read by a language model, which sees the sentence and the text, "
             f"nothing else."
         )
+        if facts.simulate.get("gate"):
+            said.append(
+                "It is asked only where a latent's lexical gate is open, and elsewhere its digit is 0. Gates are "
+                "learned from activations on the explain split, not read from sentences; shuffled sentences stand "
+                "behind them too, and the arm of gates alone is in the table where there is one."
+            )
     else:
         said.append(
             "Sentences are written and read by a program that knows one controlled English, not by a language model. "
@@ -363,6 +369,8 @@ def arm_name(row: Mapping[str, Any]) -> tuple[str, str]:
         limit = explanation.rpartition("-")
         if limit[2].isdigit() and limit[0]:
             about = f"sentences of at most {limit[2]} quotes"
+        elif row.get("simulator") == "reader":
+            about = "sentences and the text are read, by a language model"
     told = about
     if topk == "mixed":
         about = "only the k largest of predicted and true values are kept, as published"

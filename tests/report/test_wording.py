@@ -68,6 +68,17 @@ def test_the_careful_reader_is_told_what_is_left_out(made: Made, told: Facts, wi
     assert "readable sentence" not in " ".join(caveats(complete, headline, row))
 
 
+def test_who_reads_is_told_and_that_gates_come_first(told: Facts, with_gap: dict[str, Any]):
+    headline, row = {**with_gap["headline"], "simulator": "reader"}, quoted_row(with_gap)
+    said = " ".join(caveats(told, headline, row))
+    assert "read by a language model, which sees the sentence and the text" in said and "gate" not in said
+    behind = replace(told, simulate={**told.simulate, "gate": True})
+    assert "only where a latent's lexical gate is open" in " ".join(caveats(behind, headline, row))
+    assert "lexical gate" not in " ".join(caveats(behind, with_gap["headline"], row))
+    assert arm_name({"arm": "rewritten", "simulator": "reader"})[1].endswith("by a language model")
+    assert arm_name({"arm": "rewritten", "explanation": "gated"})[1].endswith("by rules")
+
+
 @pytest.mark.parametrize(
     ("kind", "skip", "place", "words"),
     [
