@@ -206,6 +206,8 @@ def pilot(spec: RewriteSpec, step: StepRunner, name: StepRunner) -> Artifact:
     """The steps of a rewriting as far as a pilot needs them, and the pilot; `name` only names the others."""
     asked = not isinstance(spec.reader, RuleReader)
     needed = {"corpus", "subject", "tokens", "coder", "activations-explain", "activations-calibrate"}
+    gated = asked and spec.ask.gate
+    needed |= {"gates"} if gated else set()
     needed |= {"writer", "explanations", *(("reader", "tuned") if asked else ("simulation-calibrate",))}
     made: dict[str, Artifact] = {}
 
@@ -217,6 +219,7 @@ def pilot(spec: RewriteSpec, step: StepRunner, name: StepRunner) -> Artifact:
     read = {label: made[label] for label in ("subject", "tokens", "coder", "explanations")}
     active = {"explain": made["activations-explain"], "calibrate": made["activations-calibrate"]}
     said = {"reader": made.get("tuned", made["reader"])} if asked else {"on-calibrate": made["simulation-calibrate"]}
+    said |= {"gates": made["gates"]} if gated else {}
     return step(
         "pilot", "pilot", PilotedSpec(pilot=spec.pilot, ask=spec.ask if asked else None), **read, **active, **said
     )

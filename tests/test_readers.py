@@ -4,7 +4,7 @@ import pytest
 
 from nlrewrite import pipeline, profiles, steps
 from nlrewrite.artifacts import Artifact
-from nlrewrite.composition import rewrite
+from nlrewrite.composition import pilot, rewrite
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
 from nlrewrite.llm import reader
@@ -150,3 +150,20 @@ def test_a_reader_trained_here_is_named_by_the_words_it_is_trained_with(monkeypa
     changed = {label for label, name in names(other).items() if names(first)[label] != name}
     assert {"reader", "screener", "simulation-report"} <= changed and "explanations" not in changed
     assert names(profiles.filled(first, Execution())) == names(first)  # what is filled in stays
+
+
+def test_a_pilot_is_asked_behind_the_gates_of_the_run() -> None:
+    def needs(*settings: str) -> tuple[set[str], set[str]]:
+        built: list[str] = []
+        given: list[set[str]] = []
+
+        def note(label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
+            built.append(label)
+            given.append(set(inputs))
+            return steps.name(kind, spec, inputs)
+
+        pilot(settled(*settings), note, pipeline.named)
+        return set(built), given[-1]
+
+    (built, inputs), (plain, without) = needs("ask.gate=true"), needs("ask.gate=false")
+    assert built - plain == {"gates"} and inputs - without == {"gates"}

@@ -204,7 +204,7 @@ def build(spec: PilotedSpec, inputs: dict[str, Folder], out: Path, running: "Run
         "latents": len(pairs.latent_L),
         "of_latents": on.up.latents,
         "contexts": {"shared": pairs.shared, "active": asked.active},
-        "queries": pairs.queries(),
+        "queries": pairs.queries() - spent.get("asked", {}).get("behind_gates", 0),
         "calibrator": asked.calibrator,
         "position": asked.position,
         "level": asked.level,

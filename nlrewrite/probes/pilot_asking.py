@@ -19,6 +19,7 @@ from nlrewrite.probes.pilot_pairs import NOTHING, Pairs
 from nlrewrite.questions import AskSpec
 from nlrewrite.simulate.answers import Columned
 from nlrewrite.simulate.ask import ask
+from nlrewrite.simulate.inquiry import closed, with_closed
 from nlrewrite.simulate.rules import read_sentences
 from nlrewrite.text.positions import Positions, last_tokens
 from nlrewrite.text.tokenizer import token_texts
@@ -42,15 +43,20 @@ def answered(
     from nlrewrite.llm.opening import Wanted, opened, tokenizer
 
     plain = AskSpec()
-    for name in ("gate", "with_score", "shuffle", "screen"):
+    for name in ("with_score", "shuffle", "screen"):
         asked, least = getattr(spec, name), getattr(plain, name)
         if asked != least:
             raise SettingError(
-                f"a pilot asks every question plainly: ask.{name}={asked}. For the pilot use --set ask.{name}={least}"
+                f"a pilot asks every question plainly: ask.{name}={json.dumps(asked)}. "
+                f"For the pilot use --set ask.{name}={json.dumps(least)}"
             )
     sentences = read_sentences(inputs["explanations"])
     contexts = np.unique(pairs.context_LS[pairs.asked_LS])
     place_LS = np.where(pairs.asked_LS, np.searchsorted(contexts, pairs.context_LS), NOTHING).astype(np.int32)
+    closed_LS = np.zeros(place_LS.shape, dtype=bool)
+    if spec.gate:
+        closed_LS = closed(inputs["gates"], where, pairs.context_LS, pairs.latent_L) & pairs.explained_L[:, None]
+        place_LS = np.where(closed_LS, NOTHING, place_LS)
     cuts = tokenizer(inputs["reader"])
     compiled = prompts(template(spec.prompt), cuts, spec.order, scored=False, name=spec.prompt.name)
     texts = token_texts(inputs["subject"].root())
@@ -65,6 +71,7 @@ def answered(
         seconds = time.perf_counter() - started
         fresh = engine.usage.queries  # what an earlier try had answered was not asked again
         spent = {"engine": engine.name, "queries": fresh, "seconds": round(seconds, 3), "usage": vars(engine.usage)}
+        spent |= {"behind_gates": int(closed_LS.sum())} if spec.gate else {}
     finally:
         engine.close()
     known = [sentence for sentence in read if sentence][:TIMED]
@@ -75,7 +82,7 @@ def answered(
         suffixes = [compiled.suffix(**each) for each in second]
         block = PrefixBlock.of(compiled.prefix(**first), suffixes, compiled.labels)
         spent["seconds_each"] = timed(inputs["reader"], running.execution, wanted, block)
-    return Columned(asked, pairs.explained_L, spec.flavour), spent
+    return Columned(with_closed(asked, closed_LS), pairs.explained_L, spec.flavour), spent
 
 
 def timed(

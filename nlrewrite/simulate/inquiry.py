@@ -43,7 +43,7 @@ def build(spec: AskSpec, inputs: dict[str, Folder], out: Path, running: "Running
     position_LS = questions(spec, where, inputs, len(sentences))
     read = [sentences[origin] for origin in source]
     explained = np.array([bool(sentence) for sentence in read])
-    closed_LS = _closed(inputs, where, position_LS) & explained[:, None] if spec.gate else None
+    closed_LS = closed(inputs["gates"], where, position_LS) & explained[:, None] if spec.gate else None
     asked_about, context_LS = np.unique(position_LS, return_inverse=True)
     context_LS = context_LS.reshape(position_LS.shape).astype(np.int32)
     if asked_about[0] == NOTHING:
@@ -82,9 +82,9 @@ def build(spec: AskSpec, inputs: dict[str, Folder], out: Path, running: "Running
         engine.close()
     if spec.screen != "none":
         dropped = (context_LS != NOTHING) & (asked.outcome == Outcome.SKIPPED)
-        asked = _with_closed(asked, dropped & explained[:, None])
+        asked = with_closed(asked, dropped & explained[:, None])
     if closed_LS is not None:
-        asked = _with_closed(asked, closed_LS)
+        asked = with_closed(asked, closed_LS)
     answers.write(out, asked, position_LS, explained, source)
     (out / "usage.json").write_text(json.dumps(about, indent=1, default=str))
 
@@ -129,21 +129,22 @@ def questions(spec: AskSpec, where: Positions, inputs: dict[str, Folder], latent
     return position_LS
 
 
-def _closed(inputs: dict[str, Folder], where: Positions, position_LS: np.ndarray) -> np.ndarray:
-    """Which questions a latent's gate answers: there its digit is 0."""
+def closed(folder: Folder, where: Positions, position_LS: np.ndarray, latent_L: np.ndarray | None = None) -> np.ndarray:
+    """Which questions a latent's gate answers: there its digit is 0. `latent_L`: of which latents; all, if none."""
     from nlrewrite.explain.gate import read_gates
 
-    gates = read_gates(inputs["gates"])
-    token_LS = np.broadcast_to(where.token[np.maximum(position_LS, 0)], (gates.latents, position_LS.shape[1]))
+    gates = read_gates(folder)
+    latent_L = np.arange(gates.latents) if latent_L is None else latent_L
+    token_LS = np.broadcast_to(where.token[np.maximum(position_LS, 0)], (len(latent_L), position_LS.shape[1]))
     size = 1 + max(int(where.token.max()), int(gates.token.max(initial=0)))
     opened = np.sort(gates.latent.astype(np.int64) * size + gates.token)
-    asked = np.arange(gates.latents)[:, None] * size + token_LS
+    asked = latent_L.astype(np.int64)[:, None] * size + token_LS
     at = np.minimum(np.searchsorted(opened, asked), max(len(opened) - 1, 0))
-    open_LS = ~gates.there[:, None] | ((opened[at] == asked) if len(opened) else False)
+    open_LS = ~gates.there[latent_L, None] | ((opened[at] == asked) if len(opened) else False)
     return ~open_LS & (position_LS != NOTHING)
 
 
-def _with_closed(asked: Asked, closed_LS: np.ndarray) -> Asked:
+def with_closed(asked: Asked, closed_LS: np.ndarray) -> Asked:
     """Digit 0 for certain behind closed gates; nobody was asked, and the outcome says so."""
     logp = asked.logp.copy()
     logp[closed_LS] = -np.inf

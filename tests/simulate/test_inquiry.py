@@ -13,6 +13,8 @@ from nlrewrite.language.template import filled
 from nlrewrite.llm.engine import Outcome
 from nlrewrite.questions import AskSpec, PromptSpec
 from nlrewrite.simulate import answers, inquiry
+from nlrewrite.text.positions import positions
+from nlrewrite.text.tokens import read_windows
 from tests.explain.asked import WORDS, Here, Scripted, artifacts, is_word, running, tokenizer
 
 TOKENIZER = tokenizer()
@@ -94,5 +96,9 @@ def test_behind_a_closed_gate_nothing_is_asked_and_the_digit_is_nought(made, tmp
     open_ = is_word("calibrate", " cat")[stored.rows]
     assert 0 < open_.sum() < 30 and len(asked) == open_.sum() + 60  # two latents have no gate, one no sentence
     assert (stored.asked.outcome[0] == np.where(open_, Outcome.OK, Outcome.SKIPPED)).all()
+    some = np.array([3, 0])
+    where = positions(read_windows(made["tokens"], "calibrate"))  # type: ignore[arg-type]
+    of_some = inquiry.closed(made["gates"], where, np.stack([stored.rows] * 2), some)  # type: ignore[arg-type]
+    assert not of_some[0].any() and (of_some[1] == ~open_).all()
     closed = stored.columned.scores(slice(0, 1))[0][~open_]
     assert (closed == 0).all() and np.isnan(stored.columned.scores(slice(2, 3))).all()
