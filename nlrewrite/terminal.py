@@ -360,7 +360,7 @@ def pilot_text(result: Mapping[str, Any], whole: int | None) -> str:
         lines.append(f"fastest here: {', '.join(f'{name} {1 / cost:,.1f} a second' for name, cost in each.items())}")
     if whole is not None and rate:
         hours = whole / rate / 3600
-        lines.append(f"the whole run: {whole:,} questions, {hours:,.1f} hours at this rate")
+        lines.append(f"the whole run: {whole:,} questions, {amount(hours)} hours at this rate")
     return "\n".join(lines)
 
 

@@ -220,7 +220,7 @@ def test_what_is_told() -> None:
     assert "by packed: 100.0 s, 250.0 a second" in told
     both = pilot_text({**result, "asked": asked | {"seconds_each": {"vllm": 0.002, "packed": 0.004}}}, None)
     assert "fastest here: vllm 500.0 a second, packed 250.0 a second" in both
-    assert "the whole run: 9,000,000 questions, 10.0 hours at this rate" in told
+    assert "the whole run: 9,000,000 questions, 10 hours at this rate" in told
 
 
 def test_engines_are_told_the_fastest_first() -> None:
