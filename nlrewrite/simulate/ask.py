@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nlrewrite.progress import Advance, Progress
 
 NOTHING = -1
-PIECE = 50_000
+PIECE = 10_000
 """Questions after which what was answered is kept."""
 
 
