@@ -138,9 +138,8 @@ class Requests:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        finally:
+            future.cancel()  # work that an interrupt left behind; on work that is done it does nothing
 
     def close(self) -> None:
         self._end()
