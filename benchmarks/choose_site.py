@@ -17,7 +17,7 @@ from nlrewrite import steps
 from nlrewrite.activations import codes, pairs
 from nlrewrite.artifacts import Artifact, Folder, Store
 from nlrewrite.calibrate import lookup
-from nlrewrite.coders import topk
+from nlrewrite.coders import form
 from nlrewrite.evaluate import bootstrap
 from nlrewrite.evaluate.arms import Writer
 from nlrewrite.evaluate.build import site_means
@@ -87,7 +87,7 @@ def row(spec: RewriteSpec, store: Store, execution: Execution) -> str:
 
 
 def measure(spec: RewriteSpec, folders: dict[str, Folder], execution: Execution) -> str:
-    coder = topk.read(folders["coder"])
+    coder = form.read(folders["coder"])
     trained = json.loads(folders["coder"].path("training.json").read_text())
     model = load.model(folders["subject"], execution)
     located = sites.locate(model, spec.coder.site)

@@ -25,7 +25,7 @@ from nlrewrite import profiles, steps
 from nlrewrite.activations.codes import true_codes
 from nlrewrite.activations.pairs import Active, ByLatent, read
 from nlrewrite.artifacts import Artifact, Folder, Store
-from nlrewrite.coders import topk
+from nlrewrite.coders import form
 from nlrewrite.composition import rewrite
 from nlrewrite.execution import Execution
 from nlrewrite.explain import contrast
@@ -129,7 +129,7 @@ def measure(
     given: argparse.Namespace,
 ) -> None:
     count, rounds = given.latents, given.rounds
-    dec_LE = topk.read(coder).dec_LE.numpy()
+    dec_LE = form.read(coder).dec_LE.numpy()
     total = len(sentences)
     explained = [latent for latent in range(total) if sentences[latent]]
     latents = sorted(generator(0, "benchmark", "explaining").permutation(explained)[:count].tolist())

@@ -21,7 +21,8 @@ class Execution(BaseModel):
     device: str = Field(
         default="cpu",
         pattern=r"^(cpu|cuda(:\d+)?)$",
-        description="Torch device of the language model that is asked; all else runs on the CPU.",
+        description="Torch device of the language model that is asked and of the coder's training; all else runs on "
+        "the CPU.",
     )
     batch_tokens: int = Field(
         default=8192, ge=64, le=1 << 22, description="Tokens in one forward pass of the subject model."
@@ -30,6 +31,18 @@ class Execution(BaseModel):
     text_folder: str | None = Field(default=None, description="Folder of text files, when text.source.kind is folder.")
     subject_folder: str | None = Field(default=None, description="Local model folder, when subject.kind is folder.")
     reader_folder: str | None = Field(default=None, description="Local model folder, when reader.kind is folder.")
+    coder_folder: str | None = Field(
+        default=None, description="Local folder or file with a coder, when coder.kind is folder."
+    )
+    stream_folder: str | None = Field(
+        default=None, description="Folder of text files to train the coder on, when coder.data.kind is folder."
+    )
+    token_rows: str | None = Field(
+        default=None, description="File of token ids to train the coder on, when coder.data.kind is rows."
+    )
+    save_seconds: float = Field(
+        default=300.0, gt=0, le=86_400, description="Seconds between saves of training that goes on after a kill."
+    )
     template_folder: str | None = Field(default=None, description="Folder of prompt templates of your own.")
     engine: Literal["auto", "packed", "reference", "vllm", "server"] = Field(
         default="auto",
@@ -57,5 +70,5 @@ class Execution(BaseModel):
 
     @property
     def subject_device(self) -> str:
-        """Torch device of everything but the language model that is asked: the CPU alone, in this version."""
+        """Torch device of the subject outside of training a coder: the CPU alone, in this version."""
         return "cpu"

@@ -1,4 +1,4 @@
-"""Specs of what a rewriting is made from: the text, its tokens, the subject, its coder and the coder's activations.
+"""Specs of what a rewriting is made from: the text, its tokens, the subject and its coder's activations.
 
 In: a profile and the user's overrides. Out: frozen models, each a part of what identifies a result. Invariant: that of
 `specs.py`, which has all specs under one name; here is also what every one of them is a kind of.
@@ -90,7 +90,7 @@ class TokensSpec(Spec):
         return self
 
 
-# -- the subject and its coder ----------------------------------------------------------------------------------------
+# -- the subject and what its coder finds -----------------------------------------------------------------------------
 
 
 class TinySubject(Spec):
@@ -125,41 +125,6 @@ class FolderSubject(Spec):
 
 
 SubjectSpec = Annotated[TinySubject | HubSubject | FolderSubject, Field(discriminator="kind")]
-
-
-class Site(Spec):
-    """A place in the subject: what the coder reads and what its reconstruction replaces."""
-
-    kind: Literal["mlp", "mlp-output", "residual"] = Field(
-        default="mlp", description="mlp: input to output (transcoder); mlp-output and residual: SAE of that tensor."
-    )
-    layer: int = Field(default=2, ge=0, le=1024, description="Index of the layer, from 0.")
-
-
-class CoderSpec(Spec):
-    """A TopK sparse coder: y_hat = W_dec' TopK(W_enc x + b_enc) + W_skip x + b_dec."""
-
-    site: Site = Site()
-    width: int = Field(default=1024, ge=2, le=1 << 20, description="Number of latents.")
-    k: int = Field(default=16, ge=1, le=4096, description="Latents active on a token.")
-    skip: bool = Field(default=True, description="A linear path beside the latents (skip transcoder).")
-    steps: int = Field(default=1500, ge=1, le=100_000_000)
-    batch: int = Field(default=1024, ge=2, le=1 << 22, description="Tokens in one training step.")
-    learning_rate: float = Field(default=2e-3, gt=0, lt=1)
-    seed: int = Field(default=0, ge=0, lt=1 << 31)
-
-    @model_validator(mode="after")
-    def _check(self) -> "CoderSpec":
-        if self.k > self.width:
-            raise ValueError(
-                f"k must be at most the number of latents: k={self.k}, latents={self.width}. Lower --set coder.k"
-            )
-        if self.skip and self.site.kind != "mlp":
-            raise ValueError(
-                f"only an mlp site can have a skip term, for elsewhere it would copy its input: "
-                f"site={self.site.kind}. Use --set coder.skip=false"
-            )
-        return self
 
 
 class ActivationsSpec(Spec):

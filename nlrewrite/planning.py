@@ -346,9 +346,9 @@ class Asking:
         row = self.row("coder")
         if row is None or row.state != "hit":
             return None
-        from nlrewrite.coders import topk
+        from nlrewrite.coders import form
 
-        return topk.read(self._planner.store.folder(row.artifact)).dec_LE.square().sum(1).numpy()
+        return form.read(self._planner.store.folder(row.artifact)).dec_LE.square().sum(1).numpy()
 
     def table(self, label: str, name: str) -> "pd.DataFrame | None":
         """A table of a step that is built."""

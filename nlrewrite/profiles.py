@@ -169,7 +169,10 @@ FORM = {
 
 
 DEFAULTS = RewriteSpec().model_dump()
-KINDS = ("text.source.kind", "subject.kind", "reader.kind", "screener.kind", "writer.kind")
+KINDS = (
+    *("text.source.kind", "subject.kind", "coder.kind", "coder.data.kind"),
+    *("reader.kind", "screener.kind", "writer.kind"),
+)
 
 
 def resolve(profile: str, overrides: Overrides, execution: Execution) -> RewriteSpec:
@@ -191,7 +194,8 @@ def settled(profile: str, overrides: Overrides) -> RewriteSpec:
     for path, value in sorted(changes, key=lambda change: change[0] not in KINDS):
         _assign(fields, path, value)
     for path in KINDS:
-        _assign(fields, path, _get(fields, path) or _default(path))
+        if path != "coder.data.kind" or fields["coder"]["kind"] == "trained":
+            _assign(fields, path, _get(fields, path) or _default(path))
     if overrides.seed is not None:
         fields = specs.with_seed(fields, overrides.seed)
     try:
@@ -362,7 +366,7 @@ def _default(path: str) -> str:
 def _sentence(error: ValidationError) -> str:
     """What is wrong with the first field: its name, what it should be, what it is, what to change."""
     first = error.errors()[0]
-    tags = ("tiny", "hub", "folder", "python-docs", "rules", "trained", "served")
+    tags = ("tiny", "hub", "folder", "python-docs", "rules", "trained", "served", "split", "rows")
     places = [part for part in first["loc"] if part not in tags]
     within = next((at for at, part in enumerate(places) if isinstance(part, int)), len(places))
     where = ".".join(str(part) for part in places[:within])  # the setting, and not a place in its list

@@ -10,10 +10,25 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from nlrewrite.calibrate import names
+from nlrewrite.coding import (
+    AnyCoderSpec,
+    CoderSpec,
+    CoderTokens,
+    FolderCoder,
+    FolderTokens,
+    HubCoder,
+    HubTokens,
+    LayersSpec,
+    MeasureSpec,
+    PublishedCoder,
+    Site,
+    SplitTokens,
+    SweepSpec,
+    TokenRows,
+)
 from nlrewrite.material import (
     SPLITS,
     ActivationsSpec,
-    CoderSpec,
     FolderSubject,
     HubDataset,
     HubSubject,
@@ -21,7 +36,6 @@ from nlrewrite.material import (
     Revision,
     Sha256,
     Shares,
-    Site,
     Spec,
     Split,
     SubjectSpec,
@@ -60,25 +74,34 @@ __all__ = [
     "PROBES",
     "SPLITS",
     "ActivationsSpec",
+    "AnyCoderSpec",
     "AskSpec",
     "Auc",
     "CalibrateSpec",
     "CoderSpec",
+    "CoderTokens",
     "EvaluateSpec",
     "ExplainSpec",
+    "FolderCoder",
     "FolderReader",
     "FolderSubject",
+    "FolderTokens",
     "Fraction",
     "GatesSpec",
     "GatingSpec",
+    "HubCoder",
     "HubDataset",
     "HubReader",
     "HubSubject",
+    "HubTokens",
     "LadderSpec",
+    "LayersSpec",
+    "MeasureSpec",
     "PilotSpec",
     "PilotedSpec",
     "Probe",
     "PromptSpec",
+    "PublishedCoder",
     "PythonDocs",
     "QuizSpec",
     "ReaderSpec",
@@ -96,10 +119,13 @@ __all__ = [
     "Site",
     "Spec",
     "Split",
+    "SplitTokens",
     "SubjectSpec",
+    "SweepSpec",
     "TextFolder",
     "TextSpec",
     "TinySubject",
+    "TokenRows",
     "TokensSpec",
     "TrainedReader",
     "TuneSpec",
@@ -271,7 +297,7 @@ class RewriteSpec(Spec):
     text: TextSpec = TextSpec()
     tokens: TokensSpec = TokensSpec()
     subject: SubjectSpec = TinySubject()
-    coder: CoderSpec = CoderSpec()
+    coder: AnyCoderSpec = CoderSpec()
     activations: ActivationsSpec = ActivationsSpec()
     explain: ExplainSpec = ExplainSpec()
     lengths: tuple[Annotated[int, Field(ge=1, le=200)], ...] = Field(
@@ -302,6 +328,9 @@ class RewriteSpec(Spec):
     write: WriteSpec = Field(default=WriteSpec(), json_schema_extra={"since": 3})
     quiz: QuizSpec = Field(default=QuizSpec(), json_schema_extra={"since": 3})
     pilot: PilotSpec = Field(default=PilotSpec(), json_schema_extra={"since": 3})
+    sweep: SweepSpec = Field(default=SweepSpec(), json_schema_extra={"since": 4})
+    layers: LayersSpec = Field(default=LayersSpec(), json_schema_extra={"since": 4})
+    measure: MeasureSpec = Field(default=MeasureSpec(), json_schema_extra={"since": 4})
 
     @model_validator(mode="after")
     def _asked(self) -> "RewriteSpec":
@@ -332,8 +361,11 @@ def with_seed(fields: dict[str, Any], seed: int) -> dict[str, Any]:
             "write",
             "quiz",
             "pilot",
+            "measure",
         )
     }
+    if fields.get("coder", {}).get("kind", "trained") != "trained":
+        del stages["coder"]  # nothing is drawn for a coder from elsewhere
     stages |= {name: dict(fields[name]) for name in MODELS if fields.get(name, {}).get("kind") == "trained"}
     if fields.get("subject", {}).get("kind", "tiny") == "tiny":
         stages["subject"] = dict(fields.get("subject", {}))

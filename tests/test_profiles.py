@@ -134,7 +134,7 @@ def test_text_fields_keep_their_text():
         ("coder.site.kind=residual", "only an mlp site can have a skip term"),
         ("coder", "a setting is written as name=value: 'coder'"),
         ("=3", "a setting is written as name=value"),
-        ("coder=3", "coder is a section, not a value: 3. Set one of coder.site.kind"),
+        ("coder=3", "coder is a section, not a value: 3. Set one of coder.kind, coder.site.kind"),
         ("coder={}", "coder is a section"),
         ("subject.kind=cat", "subject.kind must be one of 'tiny', 'hub', 'folder': it is 'cat'"),
         ("subject.kind=hub", "subject.model is needed by subject.kind=hub and has no default"),

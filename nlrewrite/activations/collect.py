@@ -13,7 +13,7 @@ import numpy as np
 from nlrewrite.activations import statistics
 from nlrewrite.activations.pairs import PAIRS, Active
 from nlrewrite.artifacts import Folder
-from nlrewrite.coders import topk
+from nlrewrite.coders import form
 from nlrewrite.specs import ActivationsSpec
 from nlrewrite.subject import load, sites
 from nlrewrite.subject.batches import batches, inside, padded
@@ -28,15 +28,15 @@ def build(spec: ActivationsSpec, inputs: dict[str, Folder], out: Path, running: 
     from safetensors.numpy import save_file
 
     windows = read_windows(inputs["tokens"], spec.split)
-    coder = topk.read(inputs["coder"])
+    coder = form.read(inputs["coder"])
     model = load.model(inputs["subject"], running.execution)
-    located = sites.locate(model, topk.site_of(inputs["coder"]))
+    located = sites.locate(model, form.site_of(inputs["coder"]))
     latents, values = [], []
     with running.progress.stage(f"activations on {spec.split}", len(windows)) as advance:
         for rows in batches(windows, running.execution.batch_tokens):
             part = windows[rows]
             record = sites.activations_upto(model, located, padded(part))
-            found = coder.encode(record.x[inside(part)])
+            found = coder.encode(record.x[inside(part)]).padded()
             values.append(found[0].numpy())
             latents.append(found[1].numpy().astype(np.int32))
             advance(len(part))

@@ -27,7 +27,7 @@ from nlrewrite.calibrate.known import KnownOf, Statistics
 from nlrewrite.calibrate.methods import Method, Name, Shared
 from nlrewrite.calibrate.pairing import Cases, Pairing, paired
 from nlrewrite.calibrate.stored import read_calibrated, read_fitted, save
-from nlrewrite.coders import topk
+from nlrewrite.coders import form
 from nlrewrite.errors import SettingError
 from nlrewrite.seeds import generator
 from nlrewrite.simulate.answers import Answered
@@ -51,7 +51,7 @@ __all__ = ["build", "cross_fitted_error", "fit", "fit_on", "folds", "read_calibr
 
 def build(spec: CalibrateSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
     names = [methods.parse(name) for name in spec.calibrators]
-    coder = topk.read(inputs["coder"])
+    coder = form.read(inputs["coder"])
     where = positions(read_windows(inputs["tokens"], "calibrate"))
     folds_P, dec_LE = folds(where, spec), coder.dec_LE.numpy()
     truth_PL = true_codes(read(inputs["activations"]), coder.latents).extra_PL

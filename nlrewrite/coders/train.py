@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nlrewrite.artifacts import Folder
-from nlrewrite.coders import topk
+from nlrewrite.coders import form
 from nlrewrite.errors import SettingError
 from nlrewrite.seeds import generator, torch_generator
 from nlrewrite.specs import CoderSpec
@@ -44,17 +44,17 @@ def build(spec: CoderSpec, inputs: dict[str, Folder], out: Path, running: "Runni
     coder = initial(spec, *batches.next(HELD_OUT_TOKENS))
     for parameter in coder.parameters():
         parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(coder.parameters(), lr=spec.learning_rate, betas=(0.9, 0.999))
+    optimizer = torch.optim.Adam(coder.parameters(), lr=spec.rate, betas=(0.9, 0.999))
     curve = []
     with running.progress.stage("train the coder", spec.steps) as advance:
         for step in range(spec.steps):
             x_ND, y_NE = batches.next(spec.batch)
-            values, indices = coder.encode(x_ND)
-            loss = (coder.decode(values, indices) + coder.beside(x_ND) - y_NE).square().sum(-1).mean()
+            code = coder.encode(x_ND)
+            loss = (coder.decode(code) + coder.beside(x_ND) - y_NE).square().sum(-1).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             for group in optimizer.param_groups:
-                group["lr"] = spec.learning_rate * schedule(step, spec.steps)
+                group["lr"] = spec.rate * schedule(step, spec.steps)
             optimizer.step()
             if step % 50 == 0 or step == spec.steps - 1:
                 with torch.no_grad():
@@ -69,18 +69,18 @@ def build(spec: CoderSpec, inputs: dict[str, Folder], out: Path, running: "Runni
             "site": located.name,
             "tokens_seen": spec.steps * spec.batch,
         }
-    topk.save(coder, out)
+    form.save(coder, out)
     (out / "training.json").write_text(json.dumps(summary, indent=1))
 
 
-def initial(spec: CoderSpec, x_ND: "Tensor", y_NE: "Tensor") -> topk.TopKCoder:
+def initial(spec: CoderSpec, x_ND: "Tensor", y_NE: "Tensor") -> form.Coder:
     """The constant function: nothing decoded, no skip, the mean as bias; latents centred on the data."""
     import torch
 
     draws = torch_generator(spec.seed, "coder", "weights")
     enc_LD = torch.nn.functional.normalize(torch.randn(spec.width, x_ND.shape[1], generator=draws), dim=-1)
     enc_LD = enc_LD / x_ND.std(0).mean()
-    return topk.TopKCoder(
+    return form.Coder(
         enc_LD=enc_LD,
         enc_bias_L=-(enc_LD @ x_ND.mean(0)),
         dec_LE=torch.zeros(spec.width, y_NE.shape[1]),
@@ -90,20 +90,19 @@ def initial(spec: CoderSpec, x_ND: "Tensor", y_NE: "Tensor") -> topk.TopKCoder:
     )
 
 
-def fvu(coder: topk.TopKCoder, x_ND: "Tensor", y_NE: "Tensor") -> float:
+def fvu(coder: form.Coder, x_ND: "Tensor", y_NE: "Tensor") -> float:
     """Fraction of variance unexplained."""
-    values, indices = coder.encode(x_ND)
-    error = (coder.decode(values, indices) + coder.beside(x_ND) - y_NE).square().sum()
+    error = (coder.decode(coder.encode(x_ND)) + coder.beside(x_ND) - y_NE).square().sum()
     return float(error / (y_NE - y_NE.mean(0)).square().sum())
 
 
-def live_share(coder: topk.TopKCoder, batches: "_Activations", tokens: int) -> float:
+def live_share(coder: form.Coder, batches: "_Activations", tokens: int) -> float:
     import torch
 
     counts = torch.zeros(coder.latents, dtype=torch.int64)
     for _ in range(tokens // HELD_OUT_TOKENS):
-        values, indices = coder.encode(batches.next(HELD_OUT_TOKENS)[0])
-        counts += torch.bincount(indices[values > 0], minlength=coder.latents)
+        code = coder.encode(batches.next(HELD_OUT_TOKENS)[0])
+        counts += torch.bincount(code.indices[code.values > 0], minlength=coder.latents)
     return float((counts > LIVE * tokens).float().mean())
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from nlrewrite.activations.codes import Codes, Values, kept
 from nlrewrite.calibrate.fitted import Fitted
-from nlrewrite.coders.topk import TopKCoder
+from nlrewrite.coders.form import Coder
 from nlrewrite.evaluate.losses import Where, Write
 from nlrewrite.evaluate.mixing import Contested, Inside, Mixture, instead
 from nlrewrite.evaluate.selection import Gain, Subset, always, fresh, subsets
@@ -130,7 +130,7 @@ class Sources:
 class Writer:
     """Turns values into what is written at the site."""
 
-    def __init__(self, coder: TopKCoder, truth: Codes) -> None:
+    def __init__(self, coder: Coder, truth: Codes) -> None:
         self._coder, self._truth = coder, truth
         self._dec_LE = coder.dec_LE.numpy()
 
@@ -165,7 +165,7 @@ class Plan:
     key: Key
     spec: EvaluateSpec
     sources: Sources
-    coder: TopKCoder
+    coder: Coder
     writer: Writer
     rows: np.ndarray
     """The positions that are patched."""
@@ -211,7 +211,7 @@ class Plan:
 def arms(
     spec: EvaluateSpec,
     sources: Sources,
-    coder: TopKCoder,
+    coder: Coder,
     site: str,
     score_L: np.ndarray,
     x_mean_D: Tensor,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from nlrewrite.activations.statistics import write_table
 from nlrewrite.artifacts import Folder
-from nlrewrite.coders import topk
+from nlrewrite.coders import form
 from nlrewrite.evaluate import equivalent, latents
 from nlrewrite.evaluate.arms import arms
 from nlrewrite.evaluate.gather import gather
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 
 def build(spec: EvaluateSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
-    coder = topk.read(inputs["coder"])
+    coder = form.read(inputs["coder"])
     windows = read_windows(inputs["tokens"], "report")
     where = positions(windows)
     model = load.model(inputs["subject"], running.execution)
     checkpoints = of_subject(inputs["subject"], spec.checkpoints)
-    located = sites.locate(model, topk.site_of(inputs["coder"]))
+    located = sites.locate(model, form.site_of(inputs["coder"]))
     batch_tokens = running.execution.batch_tokens
     vocabulary = json.loads(inputs["tokens"].path("tokens.json").read_text())["vocabulary"]
     protocol = PROTOCOLS[spec.protocol]

@@ -274,9 +274,9 @@ def _rivals(spec: WriteSpec, inputs: dict[str, Folder], latents: int) -> list[li
         raise SettingError(
             f"contrast={spec.contrast} needs the coder, whose decoder says which latents are alike. Set contrast=0"
         )
-    from nlrewrite.coders import topk
+    from nlrewrite.coders import form
 
-    return contrast.rivals(RIVALS, contrast.by_directions(topk.read(inputs["coder"]).dec_LE.numpy(), RIVALS))
+    return contrast.rivals(RIVALS, contrast.by_directions(form.read(inputs["coder"]).dec_LE.numpy(), RIVALS))
 
 
 def _save(found: list[Written], material: Material, out: Path, engine: Engine) -> None:

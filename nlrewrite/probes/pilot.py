@@ -17,7 +17,7 @@ from scipy.special import ndtri
 from nlrewrite.activations.codes import true_codes
 from nlrewrite.activations.pairs import read as read_pairs
 from nlrewrite.artifacts import Folder
-from nlrewrite.coders import topk
+from nlrewrite.coders import form
 from nlrewrite.probes import pilot_asking, pilot_errors, pilot_gain, pilot_loss, pilot_pairs, upstream
 from nlrewrite.probes.pilot_gain import Composed, Figure
 from nlrewrite.probes.pilot_loss import Translation
@@ -215,9 +215,9 @@ def build(spec: PilotedSpec, inputs: dict[str, Folder], out: Path, running: "Run
 
 def read(inputs: dict[str, Folder], running: "Running") -> Upstream:
     """The calibrate split stands in the report split's place: a pilot sees nothing of that."""
-    coder = topk.read(inputs["coder"])
+    coder = form.read(inputs["coder"])
     model = load.model(inputs["subject"], running.execution)
-    located = sites.locate(model, topk.site_of(inputs["coder"]))
+    located = sites.locate(model, form.site_of(inputs["coder"]))
     windows = read_windows(inputs["tokens"], "calibrate")
     calibrate = Part(windows, true_codes(read_pairs(inputs["calibrate"]), coder.latents).extra_PL)
     explain = read_pairs(inputs["explain"])

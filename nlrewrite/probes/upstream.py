@@ -24,8 +24,8 @@ from nlrewrite.calibrate.fitted import Fitted
 from nlrewrite.calibrate.known import KnownOf, Statistics
 from nlrewrite.calibrate.methods import method, parse
 from nlrewrite.calibrate.pairing import Cases
-from nlrewrite.coders import topk
-from nlrewrite.coders.topk import TopKCoder
+from nlrewrite.coders import form
+from nlrewrite.coders.form import Coder
 from nlrewrite.seeds import generator
 from nlrewrite.simulate.said import Reading, Said, blocks, centre
 from nlrewrite.subject import load, sites
@@ -74,7 +74,7 @@ class Upstream:
 
     model: "nn.Module"
     located: sites.Located
-    coder: TopKCoder
+    coder: Coder
     calibrate: Part
     report: Part
     batch_tokens: int
@@ -114,9 +114,9 @@ class Upstream:
 
 
 def read(inputs: Mapping[str, Folder], running: "Running") -> Upstream:
-    coder = topk.read(inputs["coder"])
+    coder = form.read(inputs["coder"])
     model = load.model(inputs["subject"], running.execution)
-    located = sites.locate(model, topk.site_of(inputs["coder"]))
+    located = sites.locate(model, form.site_of(inputs["coder"]))
     active = {split: read_pairs(inputs[split]) for split in ("explain", "calibrate", "report")}
     calibrate, report = (
         Part(read_windows(inputs["tokens"], split), true_codes(active[split], coder.latents).extra_PL)
@@ -128,7 +128,7 @@ def read(inputs: Mapping[str, Folder], running: "Running") -> Upstream:
 def upstream(
     model: "nn.Module",
     located: sites.Located,
-    coder: TopKCoder,
+    coder: Coder,
     explain: Active,
     calibrate: Part,
     report: Part,

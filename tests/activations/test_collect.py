@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from nlrewrite import steps
 from nlrewrite.activations import collect, pairs, statistics
 from nlrewrite.artifacts import Artifact, Folder, Store
-from nlrewrite.coders import topk
+from nlrewrite.coders import form
 from nlrewrite.execution import Execution
 from nlrewrite.progress import Progress
 from nlrewrite.specs import ActivationsSpec, CoderSpec, Site, Spec
@@ -40,7 +40,7 @@ def inputs(given: Planted, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "subject": folder("subject", Spec(), lambda out: small_models.save(small_models.fresh("gpt_neox"), out)),
         "tokens": folder("tokens", Spec(), lambda out: save_file(columns, out / "explain.safetensors")),
         "coder": folder(
-            "coder", CoderSpec(site=Site(layer=1), width=LATENTS, k=K), lambda out: topk.save(given.coder, out)
+            "coder", CoderSpec(site=Site(layer=1), width=LATENTS, k=K), lambda out: form.save(given.coder, out)
         ),
     }
 
@@ -63,7 +63,7 @@ def test_what_is_stored_is_what_the_coder_says_of_each_window_alone(
     for row, length in enumerate(given.windows.lengths.tolist()):
         ids = torch.from_numpy(given.windows.tokens[row : row + 1, :length].astype(np.int64))
         record = collect.sites.activations_upto(model, given.located, ids)
-        values, latents = given.coder.encode(record.x[0])
+        values, latents = given.coder.encode(record.x[0]).padded()
         expected = torch.zeros(length, LATENTS).scatter(1, latents, values).numpy()
         stored = np.zeros((length, LATENTS), dtype=np.float32)
         np.put_along_axis(stored, found.latents[at : at + length], found.values[at : at + length], axis=1)
@@ -79,4 +79,4 @@ def test_what_is_stored_is_what_the_coder_says_of_each_window_alone(
 
 
 def test_the_site_is_the_one_the_coder_was_trained_at(inputs) -> None:
-    assert topk.site_of(inputs["coder"]) == Site(layer=1)
+    assert form.site_of(inputs["coder"]) == Site(layer=1)

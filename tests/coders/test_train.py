@@ -7,7 +7,7 @@ import torch
 
 from nlrewrite import steps
 from nlrewrite.artifacts import Artifact, Folder, Store
-from nlrewrite.coders import topk, train
+from nlrewrite.coders import form, train
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
 from nlrewrite.progress import Progress
@@ -28,9 +28,9 @@ def data(rows: int = 500) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_coder_starts_as_the_constant_function(skip: bool) -> None:
     x_ND, y_NE = data()
     made = train.initial(SPEC.model_copy(update={"skip": skip}), x_ND, y_NE)
-    values, indices = made.encode(x_ND)
-    assert values.max() > 0
-    written = made.decode(values, indices) + made.beside(x_ND)
+    code = made.encode(x_ND)
+    assert code.values.max() > 0
+    written = made.decode(code) + made.beside(x_ND)
     assert torch.equal(written, y_NE.mean(0).expand_as(y_NE))
     assert train.fvu(made, x_ND, y_NE) == pytest.approx(1)
     assert (made.skip_ED is not None) == skip
@@ -131,7 +131,7 @@ def test_training_explains_more_and_is_repeatable(inputs, tmp_path: Path) -> Non
     assert summary["site"] == "gpt_neox.layers.1.mlp"
     assert 0 < summary["live_share"] <= 1
     build(inputs, tmp_path / "two")
-    for file in (topk.WEIGHTS, topk.CONFIG, "training.json"):
+    for file in (form.WEIGHTS, form.CONFIG, "training.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     assert torch.equal(state, torch.random.get_rng_state())
     other = build(inputs, tmp_path / "three", SPEC.model_copy(update={"seed": 1}))
@@ -140,7 +140,7 @@ def test_training_explains_more_and_is_repeatable(inputs, tmp_path: Path) -> Non
 
 def test_the_trained_coder_is_what_was_measured(inputs, tmp_path: Path) -> None:
     build(inputs, tmp_path)
-    made = topk.load(tmp_path / topk.WEIGHTS, tmp_path / topk.CONFIG)
+    made = form.load(tmp_path / form.WEIGHTS, tmp_path / form.CONFIG)
     assert (made.latents, made.k) == (48, 4)
     assert not any(parameter.requires_grad for parameter in made.parameters())
     assert made.dec_LE.abs().max() > 0

@@ -10,7 +10,7 @@ from nlrewrite.activations.codes import Codes, constant_codes, oracle_codes, tru
 from nlrewrite.activations.pairs import Active
 from nlrewrite.calibrate.fitted import Fitted
 from nlrewrite.calibrate.lookup import Seen, bigram_lookup, token_lookup
-from nlrewrite.coders.topk import TopKCoder
+from nlrewrite.coders.form import Coder
 from nlrewrite.evaluate.arms import Sources
 from nlrewrite.evaluate.selection import Gain
 from nlrewrite.seeds import generator, torch_generator
@@ -33,7 +33,7 @@ def windows(lengths: tuple[int, ...] = (9, 4, 12, 7, 12), seed: int = 0) -> Wind
 class Planted:
     model: torch.nn.Module
     located: sites.Located
-    coder: TopKCoder
+    coder: Coder
     windows: Windows
     where: Positions
     active: Active
@@ -45,7 +45,7 @@ class Planted:
         return true_codes(self.active, LATENTS)
 
 
-def coder(seed: int = 0) -> TopKCoder:
+def coder(seed: int = 0) -> Coder:
     draws = torch_generator(seed, "coder")
 
     def normal(*shape: int) -> torch.Tensor:
@@ -54,7 +54,7 @@ def coder(seed: int = 0) -> TopKCoder:
     width = small_models.WIDTH
     skip = 0.1 * normal(width, width)
     enc, dec = (normal(LATENTS, width), normal(LATENTS)), (0.3 * normal(LATENTS, width), normal(width))
-    return TopKCoder(*enc, *dec, skip, K)
+    return Coder(*enc, *dec, skip, K)
 
 
 def planted() -> Planted:
@@ -64,7 +64,7 @@ def planted() -> Planted:
     inside = torch.arange(12)[None, :] < torch.from_numpy(every.lengths)[:, None]
     record = sites.activations_upto(model, located, torch.from_numpy(every.tokens[:, :12].astype(np.int64)))
     made = coder()
-    values, latents = made.encode(record.x[inside])
+    values, latents = made.encode(record.x[inside]).padded()
     active = Active(latents.numpy().astype(np.int32), values.numpy())
     return Planted(model, located, made, every, positions(every), active, record.x[inside], record.y[inside])
 

@@ -66,8 +66,8 @@ def test_predicted_and_true_latents_mix_exactly(given: Planted) -> None:
         mask = generator(0, "mask").random(LATENTS) < share
         mixed = np.where(mask, predicted.dense(every), truth)
         close(writer.latents(predicted, mask)(every, given.x_PD, given.y_PE), dense(given, mixed))
-    values, indices = given.coder.encode(given.x_PD)
-    coder = given.coder.decode(values, indices) + given.coder.beside(given.x_PD)
+    code = given.coder.encode(given.x_PD)
+    coder = given.coder.decode(code) + given.coder.beside(given.x_PD)
     nothing = writer.latents(predicted, np.zeros(LATENTS, dtype=bool))
     close(nothing(every, given.x_PD, given.y_PE), coder)
     close(writer.latents(given.truth)(every, given.x_PD, given.y_PE), coder)

@@ -14,7 +14,7 @@ from nlrewrite.activations.statistics import read_latents
 from nlrewrite.artifacts import Artifact, Folder, Store
 from nlrewrite.calibrate import lookup
 from nlrewrite.calibrate.fit import read_calibrated
-from nlrewrite.coders import topk
+from nlrewrite.coders import form
 from nlrewrite.composition import rewrite
 from nlrewrite.evaluate import build, gather
 from nlrewrite.evaluate.arms import Sources
@@ -66,14 +66,14 @@ def plain(made: dict[str, Folder]) -> Sources:
     """What its arms write."""
     where = positions(read_windows(made["tokens"], "report"))
     vocabulary = json.loads(made["tokens"].path("tokens.json").read_text())["vocabulary"]
-    return gather.gather(made, where, topk.read(made["coder"]).dec_LE.numpy(), vocabulary)
+    return gather.gather(made, where, form.read(made["coder"]).dec_LE.numpy(), vocabulary)
 
 
 def test_latents_without_a_sentence_get_the_mean_of_the_earlier_splits(made: dict[str, Folder], plain: Sources) -> None:
     explained = simulation.read(made["simulation"]).explained
     assert 0 < (~explained).sum() < len(explained)
     where = positions(read_windows(made["tokens"], "report"))
-    coder, found = topk.read(made["coder"]), plain
+    coder, found = form.read(made["coder"]), plain
     totals, count = 0.0, 0
     for split in ("explain", "calibrate"):
         active = read(made[split])
@@ -122,7 +122,7 @@ def test_a_latent_without_a_sentence_is_given_what_was_asked_for(
     made: dict[str, Folder], plain: Sources, unexplained: str
 ) -> None:
     where = positions(read_windows(made["tokens"], "report"))
-    coder, every = topk.read(made["coder"]), np.arange(len(where))
+    coder, every = form.read(made["coder"]), np.arange(len(where))
     vocabulary = json.loads(made["tokens"].path("tokens.json").read_text())["vocabulary"]
     spec = EvaluateSpec.model_validate({"unexplained": unexplained, "harmless": False})
     found = gather.gather(made, where, coder.dec_LE.numpy(), vocabulary, spec)
@@ -156,7 +156,7 @@ def test_every_rung_has_a_row_by_the_calibrator_that_was_chosen_for_it(made: dic
 def test_latents_are_selected_on_the_calibrate_split_and_reported_on_the_report_split(made: dict[str, Folder]) -> None:
     """The gain needs nothing that knows the report split, and the step refuses anything else in its place."""
     known = {name: made[name] for name in ("calibration", "on-calibrate", "explain")}
-    dec_LE = topk.read(made["coder"]).dec_LE.numpy()
+    dec_LE = form.read(made["coder"]).dec_LE.numpy()
     seen = gather.lookup.Seen(
         positions(read_windows(made["tokens"], "calibrate")), gather.true_codes(read(made["calibrate"]), len(dec_LE))
     )
@@ -204,7 +204,7 @@ def test_two_evaluations_have_the_same_bytes(made: dict[str, Folder], tmp_path: 
 
 
 def test_latents_are_selected_without_a_look_at_the_report_split(made: dict[str, Folder], plain: Sources) -> None:
-    coder = topk.read(made["coder"])
+    coder = form.read(made["coder"])
     where = positions(read_windows(made["tokens"], "calibrate"))
     seen = lookup.Seen(where, true_codes(read(made["calibrate"]), coder.latents))
     earlier = {name: made[name] for name in ("explain", "calibration", "on-calibrate")}

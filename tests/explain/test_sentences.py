@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nlrewrite.coders import topk
+from nlrewrite.coders import form
 from nlrewrite.errors import SettingError
 from nlrewrite.explain import sentences
 from nlrewrite.explain.sentences import BATCH, cut
@@ -117,7 +117,7 @@ def test_prompts_show_marked_tokens_with_strengths_and_rivals_if_asked_for(made,
         build(made, engine, tmp_path / "no", monkeypatch, spec)
     coder = Here(tmp_path / "coder")
     eye = torch.eye(LATENTS)
-    topk.save(topk.TopKCoder(eye, torch.ones(LATENTS), eye + 0.1, torch.zeros(LATENTS), None, 2), coder.root())
+    form.save(form.Coder(eye, torch.ones(LATENTS), eye + 0.1, torch.zeros(LATENTS), None, 2), coder.root())
     with pytest.raises(SettingError, match="has no place"):
         build(made, engine, tmp_path / "no", monkeypatch, SPEC.model_copy(update={"contrast": 3}), coder=coder)
     engine = Scripted(TOKENIZER, lambda prompt: "Cats.")

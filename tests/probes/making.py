@@ -35,7 +35,7 @@ def made(layer: int | None = None) -> tuple[Upstream, Active]:
         windows = planted.windows(LENGTHS, seed)
         windows = Windows(windows.tokens, windows.lengths, windows.document, windows.group + groups, windows.start)
         record = sites.activations_upto(base.model, base.located, padded(windows))
-        values, latents = base.coder.encode(record.x[inside(windows)])
+        values, latents = base.coder.encode(record.x[inside(windows)]).padded()
         active = Active(latents.numpy().astype(np.int32), values.numpy())
         return Part(windows, true_codes(active, LATENTS).extra_PL), active
 

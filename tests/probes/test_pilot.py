@@ -47,7 +47,7 @@ def told() -> pilot.Ground:
 
     def put(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         flat = x.flatten(0, 1)
-        values, latents = coder.encode(flat)
+        values, latents = coder.encode(flat).padded()
         sparse_ = torch.zeros(len(flat), LATENTS).scatter(1, latents, values)
         return (coder.beside(flat) + sparse_ @ coder.dec_LE).view_as(y)
 
@@ -58,7 +58,7 @@ def told() -> pilot.Ground:
         tokens[:, at] = logits[:, -1].argmax(-1).numpy()
     windows = Windows(tokens, windows.lengths, windows.document, windows.group, windows.start)
     record = sites.activations_upto(up.model, up.located, padded(windows))
-    values, latents = coder.encode(record.x[inside(windows)])
+    values, latents = coder.encode(record.x[inside(windows)]).padded()
     active = Active(latents.numpy().astype(np.int32), values.numpy())
     part = Part(windows, true_codes(active, LATENTS).extra_PL)
     again = upstream.upstream(up.model, up.located, coder, active, part, part, 64)
