@@ -213,6 +213,11 @@ class PublishedCoder(Spec):
     """What is said of a coder that was trained elsewhere; the file is held to it."""
 
     format: Format = Field(default="auto", description="Whose file format; auto: told by the files.")
+    path: str = Field(
+        default="",
+        description="Folder or file in the repository or folder, for instance layers.6.mlp; {layer} stands for the "
+        "site's layer.",
+    )
     site: Site = Site()
     width: int = Field(default=1024, ge=2, le=1 << 20, description="Number of latents the file must have.")
     k: int = Field(
@@ -232,7 +237,6 @@ class HubCoder(PublishedCoder):
     kind: Literal["hub"] = "hub"
     repo: str = Field(min_length=1, description="Repository, for instance EleutherAI/sae-pythia-160m-32k.")
     revision: Revision
-    path: str = Field(default="", description="Folder or file in the repository, for instance layers.6.mlp.")
 
 
 class FolderCoder(PublishedCoder):
@@ -243,6 +247,16 @@ class FolderCoder(PublishedCoder):
 
 
 AnyCoderSpec = Annotated[CoderSpec | HubCoder | FolderCoder, Field(discriminator="kind")]
+Coders = CoderSpec | HubCoder | FolderCoder
+
+
+def at_layer(coder: Coders, layer: int) -> Coders:
+    """The same coder at another layer: its site, and the layer that its path names."""
+    site = coder.site.model_copy(update={"layer": layer})
+    update: dict[str, Any] = {"site": site}
+    if isinstance(coder, PublishedCoder):
+        update["path"] = coder.path.replace("{layer}", str(layer))
+    return coder.model_copy(update=update)
 
 
 # -- what is made of several coders -----------------------------------------------------------------------------------
@@ -266,6 +280,28 @@ class SweepSpec(Spec):
             raise ValueError(f"sweep.values are whole numbers when sweep.over={self.over}. Change --set sweep.values")
         return self
 
+    def coders(self, coder: Coders) -> "dict[str, Coders]":
+        """One coder for each value, by label; coders that differ in their seed read the data in one order."""
+        return {f"coder-{value:g}": _varied(coder, self.over, value) for value in self.values}
+
+
+def _varied(coder: Coders, over: str, value: float) -> Coders:
+    if over == "layer":
+        return at_layer(coder, int(value))
+    if not isinstance(coder, CoderSpec):
+        raise ValueError(
+            f"only a coder trained here has another {over}: coder.kind={coder.kind}. Use --set sweep.over=layer"
+        )
+    if over == "penalty" and coder.activation not in ("relu", "jumprelu"):
+        raise ValueError(
+            f"only relu and jumprelu have a penalty to vary: coder.activation={coder.activation}. "
+            f"Use --set sweep.over=k, or --set coder.activation=relu"
+        )
+    update: dict[str, Any] = {over: value if over == "penalty" else int(value)}
+    if over == "seed":
+        update["order_seed"] = coder.seed if coder.order_seed is None else coder.order_seed
+    return CoderSpec.model_validate(coder.model_dump() | update)
+
 
 class MeasureSpec(Spec):
     """What a coder in place of what it stands for costs: next-token loss and KL, beside mean and zero ablation."""
@@ -287,3 +323,7 @@ class LayersSpec(Spec):
         if len(set(self.layers)) < len(self.layers):
             raise ValueError(f"layers.layers names one twice: {', '.join(map(str, self.layers))}. Name each once")
         return self
+
+    def coders(self, coder: Coders) -> "dict[str, Coders]":
+        """One coder for each layer, by label."""
+        return {f"coder-{layer}": at_layer(coder, layer) for layer in self.layers}

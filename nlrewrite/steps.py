@@ -13,7 +13,8 @@ import importlib.util
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,8 @@ class Step:
     inputs: tuple[str, ...] = ()
     splits: tuple[tuple[str, str], ...] = ()
     """Inputs, as patterns of their labels, that must come from one split: what is fitted where is asserted."""
+    together: str = ""
+    """Makes several artifacts of the same inputs in one pass: `together([job, ...], inputs, running)`."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,15 @@ class Running:
     progress: Progress
     work: Work | None = None
     """Where what is done so far may be kept, for who goes on after a kill; None: nothing is kept."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of several artifacts that one pass makes."""
+
+    spec: specs.Spec
+    out: Path
+    work: Work | None = None
 
 
 def _table(*steps: Step) -> dict[str, Step]:
@@ -81,7 +93,7 @@ STEPS = _table(
     Step("subject", 1, "nlrewrite.subject.build:build", ("nlrewrite.subject.build", "nlrewrite.subject.load", "nlrewrite.subject.sites", "nlrewrite.subject.tiny"), ("corpus",)),
     Step("tokens", 1, "nlrewrite.text.tokens:build", ("nlrewrite.text.tokens", "nlrewrite.text.tokenizer"), ("corpus", "subject")),
     Step("stream", 1, "nlrewrite.text.streams:build", ("nlrewrite.text.streams",), ("subject",)),
-    Step("coder", 2, "nlrewrite.coders.train:build", ("nlrewrite.coders.train", "nlrewrite.coders.form", "nlrewrite.subject.sites"), ()),
+    Step("coder", 2, "nlrewrite.coders.build:build", ("nlrewrite.coders.build", "nlrewrite.coders.train", "nlrewrite.coders.form", "nlrewrite.coders.code", "nlrewrite.subject.sites"), (), (), "nlrewrite.coders.build:build_together"),
     Step("activations", 1, "nlrewrite.activations.collect:build", ("nlrewrite.activations.collect", "nlrewrite.activations.pairs", "nlrewrite.activations.statistics", "nlrewrite.subject.batches", "nlrewrite.subject.sites", "nlrewrite.text.positions"), ("subject", "tokens", "coder")),
     Step("explanations", 1, "nlrewrite.explain.rules:build", ("nlrewrite.explain.rules", "nlrewrite.explain.search", "nlrewrite.explain.evidence", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations"), (("activations", "explain"),)),
     Step("gates", 1, "nlrewrite.explain.gate:build", ("nlrewrite.explain.gate", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations"), (("activations", "explain"),)),
@@ -99,6 +111,9 @@ STEPS = _table(
     Step("requirement", 1, "nlrewrite.probes.requirement:build", ("nlrewrite.probes.requirement", "nlrewrite.probes.panel", "nlrewrite.probes.upstream", "nlrewrite.probes.predictions", "nlrewrite.calibrate.cases", "nlrewrite.probes.heard", "nlrewrite.probes.theory", "nlrewrite.simulate.oracle"), _PROBED, _PROBED_SPLITS),
     Step("sample-size", 1, "nlrewrite.probes.sample_size:build", ("nlrewrite.probes.sample_size", "nlrewrite.probes.panel", "nlrewrite.probes.upstream", "nlrewrite.probes.heard", "nlrewrite.simulate.oracle", "nlrewrite.calibrate.cases"), (*_PROBED, "on-calibrate", "simulation"), (*_PROBED_SPLITS, ("on-calibrate", "calibrate"), ("simulation", "report"))),
     Step("pilot", 1, "nlrewrite.probes.pilot:build", ("nlrewrite.probes.pilot", "nlrewrite.probes.pilot_asking", "nlrewrite.probes.pilot_errors", "nlrewrite.probes.pilot_gain", "nlrewrite.probes.pilot_loss", "nlrewrite.probes.pilot_pairs", "nlrewrite.probes.upstream", "nlrewrite.simulate.ask", "nlrewrite.simulate.drawing", "nlrewrite.calibrate.cases"), (), (("explain", "explain"), ("calibrate", "calibrate"))),
+    Step("frontier", 1, "nlrewrite.evaluate.frontier:build", ("nlrewrite.evaluate.frontier",)),
+    Step("replacement", 1, "nlrewrite.evaluate.replacement:build", ("nlrewrite.evaluate.replacement",)),
+    Step("coders-report", 1, "nlrewrite.report.coders:build", ("nlrewrite.report.coders",)),
     Step("report", 3, "nlrewrite.report.build:build", ("nlrewrite.report.build", "nlrewrite.report.asked", "nlrewrite.report.curves", "nlrewrite.report.facts", "nlrewrite.report.figure", "nlrewrite.report.wording", "nlrewrite.report.latents", "nlrewrite.report.drawing", "nlrewrite.report.figures", "nlrewrite.report.markup", "nlrewrite.report.papers", "nlrewrite.report.probes", "nlrewrite.report.reliability", "nlrewrite.report.style", "nlrewrite.report.tables", "nlrewrite.report.listing", "nlrewrite.report.page")),
 )  # fmt: skip
 
@@ -132,22 +147,71 @@ def build(
             assert found == split, (
                 f"{artifact.kind} must read {label} from the {split} split, and was given the {found} split"
             )
-    module, _, function = step.function.partition(":")
+    return _made(step, step.function, [Making(artifact, spec, finding)], folders, store, execution, progress, run)[0]
+
+
+@dataclass(frozen=True)
+class Making:
+    """An artifact to be built, its spec, and why; the manifest that the finding names, if any, is replaced."""
+
+    artifact: Artifact
+    spec: specs.Spec
+    finding: Finding
+
+
+def build_together(
+    making: Sequence[Making],
+    inputs: Mapping[str, Artifact],
+    store: Store,
+    execution: Execution,
+    progress: Progress,
+    run: str,
+) -> list[Manifest]:
+    """Make several artifacts of one kind and the same inputs in one pass; each is what `build` would have made."""
+    step = STEPS[making[0].artifact.kind]
+    assert all(each.artifact.kind == step.kind for each in making), "one pass makes artifacts of one kind"
+    assert step.together and not step.splits, f"{step.kind} makes one artifact at a time"
+    folders = {label: store.folder(each) for label, each in inputs.items()}
+    return _made(step, step.together, making, folders, store, execution, progress, run)
+
+
+def _made(
+    step: Step,
+    function: str,
+    making: Sequence[Making],
+    folders: dict[str, Folder],
+    store: Store,
+    execution: Execution,
+    progress: Progress,
+    run: str,
+) -> list[Manifest]:
+    module, _, name = function.partition(":")
     started = time.perf_counter()
-    work = Work(store.place, artifact)
-    with store.attempt(artifact) as attempt:
+    works = [Work(store.place, each.artifact) for each in making]
+    with ExitStack() as attempts:
+        tries = [attempts.enter_context(store.attempt(each.artifact)) for each in making]
         _limit_threads(execution.threads)
-        running = Running(execution, progress, work)
-        getattr(importlib.import_module(module), function)(spec, folders, attempt.folder, running)
-        committed = store.commit(
-            attempt,
-            version=step.version,
-            spec=spec,
-            inputs={label: folder.manifest for label, folder in folders.items()},
-            made=provenance(step, execution, run, time.perf_counter() - started),
-            instead_of=finding.manifest,
-        )
-    work.clear()
+        act = getattr(importlib.import_module(module), name)
+        if function == step.together:
+            triples = zip(making, tries, works, strict=True)
+            jobs = [Job(each.spec, attempt.folder, work) for each, attempt, work in triples]
+            act(jobs, folders, Running(execution, progress))
+        else:
+            act(making[0].spec, folders, tries[0].folder, Running(execution, progress, works[0]))
+        seconds = (time.perf_counter() - started) / len(making)
+        committed = [
+            store.commit(
+                attempt,
+                version=step.version,
+                spec=each.spec,
+                inputs={label: folder.manifest for label, folder in folders.items()},
+                made=provenance(step, execution, run, seconds),
+                instead_of=each.finding.manifest,
+            )
+            for each, attempt in zip(making, tries, strict=True)
+        ]
+    for work in works:
+        work.clear()
     return committed
 
 

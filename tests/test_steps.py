@@ -29,6 +29,7 @@ GROUND = {
     f"nlrewrite.{module}"
     for module in (
         "specs",
+        "coding",
         "material",
         "questions",
         "execution",
@@ -45,7 +46,7 @@ SPEC_OF: dict[str, Any] = {
     "corpus": specs.TextSpec,
     "tokens": specs.TokensSpec,
     "subject": specs.SubjectSpec,
-    "coder": specs.CoderSpec,
+    "coder": specs.AnyCoderSpec,
     "activations": specs.ActivationsSpec,
     "explanations": specs.ExplainSpec,
     "gates": specs.GatesSpec,
@@ -64,6 +65,10 @@ SPEC_OF: dict[str, Any] = {
     "answers": specs.AskSpec,
     "tuned": questions.TunedSpec,
     "pilot": specs.PilotedSpec,
+    "stream": specs.CoderTokens,
+    "frontier": specs.MeasureSpec,
+    "replacement": specs.MeasureSpec,
+    "coders-report": specs.Spec,
 }
 
 
