@@ -1,9 +1,10 @@
 """Places in the subject where a coder reads and writes: finding them, recording them, patching them.
 
 In: a causal language model of one of four families and a `specs.Site`. Out: the tensors x (what the coder reads) and y
-(what its reconstruction replaces) at every token, or the logits with y replaced. Windows are padded on the right, for
-attention is causal: no mask is given. Invariant: patching y by itself changes no bit of the logits, and every way to a
-tensor or a logit here (`recorded`, `activations_upto`, `patched`, `Tail`) runs the same operations on the same numbers.
+(what its reconstruction replaces) at every token, or the logits with y replaced, at one site or at several at once.
+Windows are padded on the right, for attention is causal: no mask is given. Invariant: patching y by itself changes no
+bit of the logits, and every way to a tensor or a logit here (`recorded`, `activations_upto`, `patched`, `Tail`, `Stem`)
+runs the same operations on the same numbers.
 
 | kind       | x                 | y                                                                                 |
 |------------|-------------------|-----------------------------------------------------------------------------------|
@@ -12,7 +13,7 @@ tensor or a logit here (`recorded`, `activations_upto`, `patched`, `Tail`) runs 
 | residual   | y                 | hidden states that leave the layer                                                |
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from nlrewrite.specs import Site
 
 Replace = Callable[[Tensor, Tensor], Tensor]
 """replace(x_BTD, y_BTD) -> the [batch, tokens, d] that stands in y's place; all float32."""
+ORDER = ("mlp", "mlp-output", "residual")
+"""Kinds of site in the order in which a layer comes to them; the first two are one tensor."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,14 @@ class Located:
     def reads_input(self) -> bool:
         """Whether x is the module's input; else it is its output, which is always y."""
         return self.site.kind == "mlp"
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """Sites in the order of their depths are in the order in which a forward pass comes to them."""
+        return self.site.layer, ORDER.index(self.site.kind)
+
+
+Patch = tuple[Located, Replace]
 
 
 @dataclass
@@ -145,6 +156,16 @@ def patched(model: nn.Module, located: Located, replace: Replace) -> Iterator[No
         handle.remove()
 
 
+@contextmanager
+def patched_all(model: nn.Module, patches: Sequence[Patch]) -> Iterator[None]:
+    """While open, y is replaced at all of the sites; what a later one is given, the patches below have changed."""
+    _refuse_twice([located for located, _ in patches])
+    with ExitStack() as stack:
+        for located, replace in patches:
+            stack.enter_context(patched(model, located, replace))
+        yield
+
+
 def activations_upto(model: nn.Module, located: Located, ids_BT: Tensor) -> Record:
     """What passes the site for `ids_BT`, without running what comes after it."""
 
@@ -162,55 +183,90 @@ def activations_upto(model: nn.Module, located: Located, ids_BT: Tensor) -> Reco
     raise AssertionError(f"a forward pass never reached {located.name}")
 
 
-class Tail:
-    """The part of the model above a site, over one batch: many patches, each without running what lies below.
+class Stem:
+    """One pass over a batch, kept at several sites: many patches of one or more, each without what lies below them.
 
-    The layers below and the attention beside the site do not depend on the patch: they answer with what they gave in
-    the first pass, and the site with the patch. The rest runs as ever: the logits are those of `patched`, to the bit.
+    The layers below the lowest patch and the attention beside it do not depend on it: they answer with what they gave
+    in the first pass, and the lowest site with its patch. The rest runs as ever: the logits are those of `patched_all`,
+    to the bit.
     """
 
-    def __init__(self, model: nn.Module, located: Located, ids_BT: Tensor) -> None:
-        self._model, self._located, self._ids = model, located, ids_BT
-        self._layer = model.get_submodule(located.layer_name)
-        self._attention = self._layer.get_submodule(located.family.attention)
-        self._site = model.get_submodule(located.name)
-        self._given: dict[str, Any] = {}
+    def __init__(self, model: nn.Module, located: Sequence[Located], ids_BT: Tensor) -> None:
+        _refuse_twice(located)
+        self._model, self._ids = model, ids_BT
+        self._given: dict[tuple[str, str], Any] = {}
         with ExitStack() as hooks:
-            record = hooks.enter_context(recorded(model, located))
-            handles = [
-                self._layer.register_forward_pre_hook(self._keep_input, with_kwargs=True),
-                self._attention.register_forward_hook(self._keep_output("attention")),
-                self._site.register_forward_hook(self._keep_output("site")),
-            ]
+            self.records = {each: hooks.enter_context(recorded(model, each)) for each in located}
+            handles = [handle for each in located for handle in self._keeping(each)]
             for handle in handles:
                 hooks.callback(handle.remove)
             self.original = logits(model, ids_BT)
-        self.x, self.y = record.x, record.y
 
-    def logits(self, replace: Replace) -> Tensor:
-        """Logits [batch, tokens, vocabulary], float32, with y replaced by `replace(x, y)`."""
-        output = _replaced(self._given["site"], replace(self.x, self.y))
-        layers = self._model.get_submodule(self._located.family.layers)
+    def logits(self, patches: Sequence[Patch]) -> Tensor:
+        """Logits [batch, tokens, vocabulary], float32, with y replaced at every one of these sites."""
+        _refuse_twice([located for located, _ in patches])
+        if not patches:
+            return self.original
+        (lowest, replace), *above = sorted(patches, key=lambda patch: patch[0].depth)
+        record = self.records[lowest]
+        output = _replaced(self._given["site", lowest.name], replace(record.x, record.y))
+        layers = self._model.get_submodule(lowest.family.layers)
         assert isinstance(layers, nn.ModuleList)
-        with ExitStack() as stack:
-            for below in layers[: self._located.site.layer]:
-                stack.enter_context(_answering(below, self._given["below"]))
-            stack.enter_context(_answering(self._attention, self._given["attention"]))
-            stack.enter_context(_answering(self._site, output))
+        with patched_all(self._model, above), ExitStack() as stack:
+            for below in layers[: lowest.site.layer]:
+                stack.enter_context(_answering(below, self._given["below", lowest.layer_name]))
+            attention = self._model.get_submodule(f"{lowest.layer_name}.{lowest.family.attention}")
+            stack.enter_context(_answering(attention, self._given["attention", lowest.layer_name]))
+            stack.enter_context(_answering(self._model.get_submodule(lowest.name), output))
             return logits(self._model, self._ids)
 
-    def _keep_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._given["below"] = args[0] if args else kwargs["hidden_states"]
+    def _keeping(self, located: Located) -> Iterator[Any]:
+        layer = self._model.get_submodule(located.layer_name)
+        yield layer.register_forward_pre_hook(self._keep_input(located.layer_name), with_kwargs=True)
+        attention = layer.get_submodule(located.family.attention)
+        yield attention.register_forward_hook(self._keep_output("attention", located.layer_name))
+        yield self._model.get_submodule(located.name).register_forward_hook(self._keep_output("site", located.name))
 
-    def _keep_output(self, label: str) -> Callable[..., None]:
+    def _keep_input(self, name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._given["below", name] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    def _keep_output(self, label: str, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._given[label] = output
+            self._given[label, name] = output
 
         return hook
 
 
+class Tail:
+    """The part of the model above one site, over one batch: many patches, each without running what lies below."""
+
+    def __init__(self, model: nn.Module, located: Located, ids_BT: Tensor) -> None:
+        self._located, self._stem = located, Stem(model, [located], ids_BT)
+        record = self._stem.records[located]
+        self.original, self.x, self.y = self._stem.original, record.x, record.y
+
+    def logits(self, replace: Replace) -> Tensor:
+        """Logits [batch, tokens, vocabulary], float32, with y replaced by `replace(x, y)`."""
+        return self._stem.logits([(self._located, replace)])
+
+
 class _Reached(Exception):
     """Leaves a forward pass at the site."""
+
+
+def _refuse_twice(located: Sequence[Located]) -> None:
+    """SettingError where two sites are one tensor: which of two patches would stand there depends on their order."""
+    seen: dict[str, Located] = {}
+    for each in located:
+        if each.name in seen:
+            raise SettingError(
+                f"a tensor can be replaced once: {each.name} is written by two sites ({seen[each.name].site.kind} and "
+                f"{each.site.kind} of layer {each.site.layer}). Leave one of them out"
+            )
+        seen[each.name] = each
 
 
 def _forward(model: nn.Module, ids_BT: Tensor) -> Any:

@@ -265,3 +265,108 @@ def test_a_failing_patch_leaves_the_model_whole(models):
     with pytest.raises(ZeroDivisionError), sites.patched(model, located, fails):
         sites.logits(model, ids)
     assert torch.equal(sites.logits(model, ids), original)
+
+
+# -- several sites ----------------------------------------------------------------------------------------------------
+
+
+def everywhere(model: nn.Module, kinds: tuple[str, ...] = ("mlp", "residual")) -> list[sites.Located]:
+    return [sites.locate(model, Site(kind=kind, layer=layer)) for kind in kinds for layer in range(small_models.LAYERS)]
+
+
+def shifted(x: Tensor, y: Tensor) -> Tensor:
+    return 0.8 * y + 0.05 * x
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_sites_replaced_by_themselves_change_no_bit(models, name):
+    model, ids = models[name], small_models.ids()
+    original, located = sites.logits(model, ids), everywhere(models[name])
+    patches = [(each, lambda x, y: y) for each in located]
+    with sites.patched_all(model, patches):
+        assert torch.equal(sites.logits(model, ids), original)
+    stem = sites.Stem(model, located, ids)
+    assert torch.equal(stem.original, original)
+    assert torch.equal(stem.logits(patches), original)
+    assert torch.equal(stem.logits([]), original)
+    assert torch.equal(sites.logits(model, ids), original), "something was left behind in the model"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_later_site_is_given_what_the_patches_below_have_made_of_it(models, name):
+    model, ids = models[name], small_models.ids()
+    low, high = (sites.locate(model, Site(layer=layer)) for layer in (0, 2))
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def spy(x: Tensor, y: Tensor) -> Tensor:
+        seen.append((x, y))
+        return halved(x, y)
+
+    with sites.patched(model, low, shifted):
+        wanted = sites.activations_upto(model, high, ids)
+    clean = sites.activations_upto(model, high, ids)
+    stem = sites.Stem(model, [low, high], ids)
+    with sites.patched_all(model, [(low, shifted), (high, spy)]):
+        whole = sites.logits(model, ids)
+    assert torch.equal(stem.logits([(low, shifted), (high, spy)]), whole)
+    for x, y in seen:
+        assert torch.equal(x, wanted.x)
+        assert torch.equal(y, wanted.y)
+        assert not torch.allclose(x, clean.x, atol=1e-3)
+    with sites.patched(model, low, shifted), sites.patched(model, high, halved):
+        assert torch.equal(sites.logits(model, ids), whole)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_order_of_patches_does_not_matter_nor_which_are_kept_at(models, name):
+    model, ids = models[name], small_models.ids()
+    located = everywhere(model)
+    patches = [(each, halved if at % 2 else shifted) for at, each in enumerate(located)]
+    with sites.patched_all(model, patches):
+        whole = sites.logits(model, ids)
+    stem = sites.Stem(model, located, ids)
+    assert not torch.allclose(whole, stem.original, atol=1e-3)
+    for some in (patches, patches[::-1], [*patches[3:], *patches[:3]]):
+        with sites.patched_all(model, some):
+            assert torch.equal(sites.logits(model, ids), whole)
+        assert torch.equal(stem.logits(some), whole)
+    for layer in range(small_models.LAYERS):  # the MLP of a layer and the stream that leaves it, and no others
+        two = [patch for patch in patches if patch[0].site.layer == layer]
+        with sites.patched_all(model, two):
+            whole = sites.logits(model, ids)
+        assert torch.equal(stem.logits(two[::-1]), whole)
+
+
+def test_one_stem_gives_what_each_sites_own_tail_gives(models):
+    model, ids = models["gemma2"], small_models.ids()
+    located = everywhere(model)
+    stem = sites.Stem(model, located, ids)
+    for each in located:
+        assert torch.equal(stem.logits([(each, halved)]), sites.Tail(model, each, ids).logits(halved))
+
+
+def test_a_stem_runs_nothing_below_the_lowest_patch(models):
+    model = models["llama"]
+    stem = sites.Stem(model, everywhere(model), small_models.ids())
+    ran: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+        for name, module in model.named_modules()
+        if name.endswith(("q_proj", "down_proj"))
+    ]
+    stem.logits([(sites.locate(model, Site(layer=layer)), halved) for layer in (2, 1)])
+    for handle in handles:
+        handle.remove()
+    assert [name.split(".")[2] for name in ran] == ["2", "2"]
+
+
+def test_one_tensor_cannot_be_replaced_twice(models):
+    model = models["gpt2"]
+    both = [sites.locate(model, Site(kind=kind, layer=1)) for kind in ("mlp", "mlp-output")]
+    with (
+        pytest.raises(SettingError, match=r"transformer\.h\.1\.mlp is written by two sites \(mlp and mlp-output"),
+        sites.patched_all(model, [(each, halved) for each in both]),
+    ):
+        pass
+    with pytest.raises(SettingError, match="can be replaced once"):
+        sites.Stem(model, both, small_models.ids())
