@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows import server
 from nlrewrite import pipeline, terminal
+from nlrewrite.composition import WALKS
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
 from nlrewrite.profiles import Overrides, require_runnable, settled
@@ -32,7 +33,7 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    flow: Literal["rewrite", "study"] = "rewrite"
+    flow: Literal["rewrite", "study", "train-coder", "sweep", "replace"] = "rewrite"
     profile: str = "tiny"
     overrides: Overrides = Overrides()
     refresh: list[str] = Field(default_factory=list)
@@ -49,7 +50,8 @@ def parse(text: str) -> Parameters:
         raise SettingError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {first['input']!r}") from error
     spec = settled(parameters.profile, parameters.overrides)
     require_runnable(parameters.profile, spec)
-    pipeline.check_refresh(parameters.refresh, pipeline.labels(spec))
+    walk = parameters.flow if parameters.flow in WALKS else "rewrite"
+    pipeline.check_refresh(parameters.refresh, pipeline.labels(spec, walk))
     return parameters
 
 
@@ -67,17 +69,19 @@ def run(parameters: Parameters, progress: Progress) -> "Outcome":
     from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+    from flows import coding
     from flows.rewrite import rewrite
     from flows.study import study
     from tasks.progress import beside
 
     arguments: dict[str, Any] = {name: getattr(parameters, name) for name in Parameters.model_fields if name != "flow"}
+    flow: Any = {"rewrite": rewrite, "study": study, **coding.FLOWS}[parameters.flow]
     if parameters.flow == "study":
         arguments["probes"] = list(settled(parameters.profile, parameters.overrides).probes)
     # Heartbeats tell a worker that a run on another machine is alive; here they would only add a second to every run.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), beside(progress):
         try:
-            outcome: Any = study(**arguments) if parameters.flow == "study" else rewrite(**arguments)
+            outcome: Any = flow(**arguments)
             return outcome
         finally:
             APILogHandler().flush()

@@ -8,8 +8,7 @@ import, or the form of its deployment would be lost.
 
 import logging
 import time
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -23,7 +22,7 @@ from pydantic import Field
 from flows.history import wait_until_whole
 from nlrewrite import pipeline
 from nlrewrite.artifacts import Artifact, Store, digest
-from nlrewrite.composition import rewrite as compose
+from nlrewrite.composition import WALKS
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
 from nlrewrite.probes.telling import tables
@@ -31,10 +30,18 @@ from nlrewrite.profiles import Overrides, filled, profile_names, require_runnabl
 from nlrewrite.specs import PROBES, RewriteSpec, Spec
 from nlrewrite.terminal import results_markdown
 from tasks import TASKS
+from tasks.learn import coders
 from tasks.step import CACHED, Work
 
 EVERYTHING = RewriteSpec(probes=PROBES)
-STEP_NAMES = list(dict.fromkeys(name for each in pipeline.labels(EVERYTHING).items() for name in reversed(each)))
+STEP_NAMES = list(
+    dict.fromkeys(
+        [
+            *(name for each in pipeline.labels(EVERYTHING).items() for name in reversed(each)),
+            *(kind for walk in WALKS for kind in pipeline.labels(EVERYTHING, walk).values()),
+        ]
+    )
+)
 
 ProfileName = Annotated[str, Field(json_schema_extra={"enum": [*profile_names()]})]
 StepName = Annotated[str, Field(json_schema_extra={"enum": [*STEP_NAMES]})]
@@ -70,18 +77,20 @@ def rewrite(
     return walk(profile, settled(profile, overrides), refresh, execution)
 
 
-def walk(profile: str, spec: RewriteSpec, refresh: Collection[str], execution: Execution) -> State[pipeline.Outcome]:
+def walk(
+    profile: str, spec: RewriteSpec, refresh: Collection[str], execution: Execution, name: str = "rewrite"
+) -> State[pipeline.Outcome]:
     """What every flow does, called inside of it: each step of the composition as a task, and what the UI shows."""
     show_library_log()
     require_runnable(profile, spec)
     spec = filled(spec, execution)
-    steps = StepTasks(execution, pipeline.check_refresh(refresh, pipeline.labels(spec)))
+    steps = StepTasks(execution, pipeline.check_refresh(refresh, pipeline.labels(spec, name)))
     try:
-        rewritten = compose(spec, steps)
+        report = WALKS[name](spec, steps, steps.together)
     finally:
         show_steps(steps.rows)
         wait_until_whole(UUID(flow_run.id), steps.called)
-    outcome = pipeline.publish(steps.store, rewritten.report, steps.rows, Path(execution.runs) / profile)
+    outcome = pipeline.publish(steps.store, report, steps.rows, pipeline.published_in(execution, profile, name))
     show_results(outcome)
     hits = sum(row.state == "hit" for row in outcome.rows)
     return Completed(message=f"{hits} of {len(outcome.rows)} steps were hits; {outcome.report_path}", data=outcome)
@@ -103,7 +112,7 @@ class StepTasks:
         self.store = Store(execution.store, execution.scratch)
         self.rows: list[pipeline.StepRow] = []
         self.called = 0
-        self._states: dict[Artifact, State[Artifact]] = {}
+        self._states: dict[Artifact, State[Any]] = {}
 
     def __call__(self, label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
         artifact = pipeline.steps.name(kind, spec, inputs)
@@ -117,6 +126,23 @@ class StepTasks:
         self._states[artifact] = state
         self.rows.append(self._row(label, artifact, state, time.perf_counter() - started))
         return artifact
+
+    def together(self, kind: str, wanted: Mapping[str, Spec], **inputs: Artifact) -> dict[str, Artifact]:
+        """Several artifacts of one kind; what is missing is built by one task, where one pass can make them."""
+        making = pipeline.one_pass(self.store, kind, wanted, inputs, self.refresh)
+        if making:
+            work = Work(step=kind, execution=self.execution, refresh=not self.refresh.isdisjoint((kind, *making)))
+            before = [self._states[each] for each in inputs.values()]
+            specs = {label: each.spec for label, each in making.items()}
+            state = coders(wanted=specs, inputs=inputs, work=work, wait_for=before, return_state=True)
+            self.called += 1
+            state.result()
+            self._states |= {each.artifact: state for each in making.values()}
+        made = {label: self(label, kind, spec, **inputs) for label, spec in wanted.items()}
+        for at, row in enumerate(self.rows):
+            if row.step in making:
+                self.rows[at] = row.model_copy(update={"state": "built", "why": making[row.step].finding.why})
+        return made
 
     def _row(self, label: str, artifact: Artifact, state: State[Artifact], seconds: float) -> pipeline.StepRow:
         manifest = self.store.folder(artifact).manifest

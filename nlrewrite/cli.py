@@ -1,4 +1,4 @@
-"""The command line: `nlrewrite run | study | plan | pilot | status | show | verify | gc | report | prompts`.
+"""The command line: `nlrewrite run | study | train-coder | sweep | replace | plan | pilot | status | show | ...`.
 
 In: options and a few environment variables. Out: text on standard output, progress and errors on standard error, and an
 exit code that says which kind of failure it was (`errors.py`). Invariant: nothing but the parser is imported before a
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from nlrewrite.terminal import Output, guarded, show_log
 
     output = Output(json=options.json, quiet=options.quiet, verbose=options.verbose)
-    told = options.command in ("run", "study") and not (output.json or output.quiet)
+    told = options.command in WALK_OF and not (output.json or output.quiet)
     show_log(logging.INFO if told or output.verbose else logging.WARNING)
     return guarded(lambda: options.act(options, output), output)
 
@@ -42,9 +42,10 @@ def _run(options: argparse.Namespace, output: "Output") -> int:
 
     execution = _execution(options)
     overrides, _ = _spent(options, execution)
+    walk = WALK_OF[options.command]
     spec = profiles.settled(options.profile, overrides)
     profiles.require_runnable(options.profile, spec)
-    pipeline.check_refresh(options.refresh, pipeline.labels(spec))
+    pipeline.check_refresh(options.refresh, pipeline.labels(spec, walk))
     for library in ("OMP", "OPENBLAS", "MKL", "RAYON"):
         os.environ[f"{library}_NUM_THREADS"] = str(execution.threads)
     os.environ["TQDM_DISABLE"] = "1"  # bars of libraries, which would tear ours
@@ -53,7 +54,7 @@ def _run(options: argparse.Namespace, output: "Output") -> int:
     spec = profiles.filled(spec, execution)
     silent = output.quiet or output.json
     progress = terminal.progress(silent)
-    outcome = pipeline.run_local(spec, options.profile, options.refresh, execution, progress)
+    outcome = pipeline.run_local(spec, options.profile, options.refresh, execution, progress, walk)
     print(terminal.finished(outcome, output))
     return 0
 
@@ -73,14 +74,17 @@ def _hand_over_to_flow(
             "the Prefect flows live in the checkout, and there is none here. "
             "Change into it, or run the same steps in this process with: nlrewrite run --local"
         )
-    places = ("store", "runs", "scratch", "text_folder", "subject_folder", "reader_folder", "template_folder")
+    places = (
+        *("store", "runs", "scratch", "text_folder", "subject_folder", "reader_folder", "template_folder"),
+        *("coder_folder", "stream_folder", "token_rows"),
+    )
     absolute = {
         name: os.path.abspath(value)
         for name in places
         if (value := getattr(execution, name)) is not None and "://" not in value
     }
     parameters = {
-        "flow": "study" if options.command == "study" else "rewrite",
+        "flow": {"run": "rewrite"}.get(options.command, options.command),
         "profile": options.profile,
         "overrides": overrides.model_dump(mode="json"),
         "refresh": options.refresh,
@@ -249,9 +253,11 @@ def _prompts(options: argparse.Namespace, output: "Output") -> int:
     return 0
 
 
+WALK_OF = {"run": "rewrite", "study": "rewrite", "train-coder": "train-coder", "sweep": "sweep", "replace": "replace"}
+"""What each command that runs something walks through, by its name in `composition.WALKS`."""
+
 ACTS: dict[str, Act] = {
-    "run": _run,
-    "study": _run,
+    **dict.fromkeys(WALK_OF, _run),
     "plan": _plan,
     "pilot": _pilot,
     "status": _status,
@@ -274,6 +280,7 @@ def _execution(options: argparse.Namespace) -> "Execution":
 
     names = (
         *("store", "runs", "threads", "device", "text_folder", "subject_folder"),
+        *("coder_folder", "stream_folder", "token_rows"),
         *("reader_folder", "template_folder", "engine", "endpoint", "endpoint_model", "concurrency", "spend"),
     )
     given = {name: getattr(options, name) for name in names}
@@ -304,7 +311,7 @@ def _overrides(options: argparse.Namespace) -> "Overrides":
 def _spent(options: argparse.Namespace, execution: "Execution") -> "tuple[Overrides, Spent | None]":
     """The overrides, with the settings that a budget decides where one is given."""
     overrides = _overrides(options)
-    if options.budget is None:
+    if getattr(options, "budget", None) is None:
         return overrides, None
     from nlrewrite.llm.rates import Prices
     from nlrewrite.spending import spend

@@ -6,8 +6,9 @@ In: a profile and the user's overrides. Out: frozen models, each a part of what 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from nlrewrite.errors import SettingError
 from nlrewrite.material import HubDataset, Revision, Sha256, Spec
 
 NEW: dict[str, Any] = {"since": 4}
@@ -289,18 +290,22 @@ def _varied(coder: Coders, over: str, value: float) -> Coders:
     if over == "layer":
         return at_layer(coder, int(value))
     if not isinstance(coder, CoderSpec):
-        raise ValueError(
+        raise SettingError(
             f"only a coder trained here has another {over}: coder.kind={coder.kind}. Use --set sweep.over=layer"
         )
     if over == "penalty" and coder.activation not in ("relu", "jumprelu"):
-        raise ValueError(
+        raise SettingError(
             f"only relu and jumprelu have a penalty to vary: coder.activation={coder.activation}. "
             f"Use --set sweep.over=k, or --set coder.activation=relu"
         )
     update: dict[str, Any] = {over: value if over == "penalty" else int(value)}
     if over == "seed":
         update["order_seed"] = coder.seed if coder.order_seed is None else coder.order_seed
-    return CoderSpec.model_validate(coder.model_dump() | update)
+    try:
+        return CoderSpec.model_validate(coder.model_dump() | update)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise SettingError(f"sweep.over={over}, value {value:g}: {message}") from error
 
 
 class MeasureSpec(Spec):

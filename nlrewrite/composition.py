@@ -2,15 +2,19 @@
 
 In: the spec of a rewriting and a `step` function. Out: the report's artifact. The same composition is run by whoever
 gives it a `step`: one that only names artifacts (`plan`, `status`), one that builds them (`run --local`), one that
-calls Prefect tasks (`flows/rewrite.py`). Invariant: nothing is fitted on the split it is judged on, or on a later one.
+calls Prefect tasks (`flows/rewrite.py`). Coders alone are trained and measured at the end of this module. Invariant:
+nothing is fitted on the split it is judged on, or on a later one.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from nlrewrite.artifacts import Artifact
+from nlrewrite.coding import at_layer
 from nlrewrite.questions import TunedSpec
 from nlrewrite.specs import (
+    CoderSpec,
     GatingSpec,
     PilotedSpec,
     Probe,
@@ -20,6 +24,7 @@ from nlrewrite.specs import (
     ServedReader,
     Spec,
     Split,
+    SplitTokens,
     TrainedReader,
 )
 
@@ -36,6 +41,12 @@ PROBED: dict[Probe, tuple[str, ...]] = {
 class StepRunner(Protocol):
     def __call__(self, label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
         """The artifact that `kind` makes of `spec` and `inputs`; `label` tells steps of one kind apart."""
+        ...
+
+
+class Together(Protocol):
+    def __call__(self, kind: str, wanted: Mapping[str, Spec], **inputs: Artifact) -> dict[str, Artifact]:
+        """The artifacts that `kind` makes of each spec, by label; what is missing is made in one pass."""
         ...
 
 
@@ -57,13 +68,21 @@ def _gated(spec: RewriteSpec) -> bool:
     return (spec.rungs and isinstance(spec.writer, RuleReader)) or (asked and spec.ask.gate)
 
 
-def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
+def _beginning(spec: RewriteSpec, step: StepRunner) -> tuple[Artifact, dict[str, Artifact], dict[str, Artifact]]:
+    """The corpus; the subject and its tokens, which everything reads; and what a coder is learned from."""
     corpus = step("corpus", "corpus", spec.text)
     subject = step("subject", "subject", spec.subject, corpus=corpus)
     tokens = step("tokens", "tokens", spec.tokens, corpus=corpus, subject=subject)
-    coder = step("coder", "coder", spec.coder, subject=subject, tokens=tokens)
-
     read = {"subject": subject, "tokens": tokens}
+    if not isinstance(spec.coder, CoderSpec) or isinstance(spec.coder.data, SplitTokens):
+        return corpus, read, read
+    return corpus, read, read | {"stream": step("stream", "stream", spec.coder.data, subject=subject)}
+
+
+def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
+    corpus, read, learned_from = _beginning(spec, step)
+    subject, tokens = read["subject"], read["tokens"]
+    coder = step("coder", "coder", at_layer(spec.coder, spec.coder.site.layer), **learned_from)
     active = {
         split: step(
             f"activations-{split}",
@@ -223,3 +242,51 @@ def pilot(spec: RewriteSpec, step: StepRunner, name: StepRunner) -> Artifact:
     return step(
         "pilot", "pilot", PilotedSpec(pilot=spec.pilot, ask=spec.ask if asked else None), **read, **active, **said
     )
+
+
+# -- coders alone -----------------------------------------------------------------------------------------------------
+
+
+def one_by_one(step: StepRunner) -> Together:
+    """Several artifacts of one kind as so many steps, for who only names them."""
+
+    def together(kind: str, wanted: Mapping[str, Spec], **inputs: Artifact) -> dict[str, Artifact]:
+        return {label: step(label, kind, spec, **inputs) for label, spec in wanted.items()}
+
+    return together
+
+
+def train_coder(spec: RewriteSpec, step: StepRunner, together: Together) -> Artifact:
+    """The coder, and a page about how it learned."""
+    corpus, _, learned_from = _beginning(spec, step)
+    coder = step("coder", "coder", at_layer(spec.coder, spec.coder.site.layer), **learned_from)
+    return step("report", "coders-report", Spec(), corpus=corpus, coder=coder)
+
+
+def sweep(spec: RewriteSpec, step: StepRunner, together: Together) -> Artifact:
+    """Coders that differ in one setting, what each costs in the subject's loss, and a page about both."""
+    return _measured("frontier", spec.sweep.coders(spec.coder), spec, step, together)
+
+
+def replace(spec: RewriteSpec, step: StepRunner, together: Together) -> Artifact:
+    """A coder for every layer named, what replacing them all at once costs, and a page about both."""
+    return _measured("replacement", spec.layers.coders(spec.coder), spec, step, together)
+
+
+def _measured(
+    kind: str, wanted: Mapping[str, Spec], spec: RewriteSpec, step: StepRunner, together: Together
+) -> Artifact:
+    corpus, read, learned_from = _beginning(spec, step)
+    coders = together("coder", wanted, **learned_from)
+    measured = step(kind, kind, spec.measure, **read, **coders)
+    return step("report", "coders-report", Spec(), corpus=corpus, **coders, **{kind: measured})
+
+
+Walk = Callable[[RewriteSpec, StepRunner, Together], Artifact]
+WALKS: dict[str, Walk] = {
+    "rewrite": lambda spec, step, together: rewrite(spec, step).report,
+    "train-coder": train_coder,
+    "sweep": sweep,
+    "replace": replace,
+}
+"""What can be made from a spec, by the name of its flow; each ends in a report."""

@@ -17,6 +17,9 @@ EXAMPLES = """examples:
   nlrewrite plan --set evaluate.resamples=4000      what a run would build, and why
   nlrewrite plan --profile pythia-160m-transcoder   what a published experiment takes
   nlrewrite pilot --set pilot.latents=200           what a run will come to, asked of some latents
+  nlrewrite train-coder --set coder.activation=relu --set coder.penalty=0.003   a coder alone
+  nlrewrite sweep --set sweep.values=[4,8,16]       coders by one pass, and what each costs
+  nlrewrite replace --set layers.layers=[0,1,2]     several layers replaced at once
   nlrewrite show coder/1f2e                         what an artifact is made of; a few digits are enough
   nlrewrite report --open                           the last report in the browser
 """
@@ -47,12 +50,18 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     run = command("run", [everywhere, settings], "build what is missing and write the report")
     text = "run, and answer the questions about the method, all of them unless --probes names some"
     study = command("study", [everywhere, settings], text)
-    for each in (run, study):
+    train = command("train-coder", [everywhere, settings], "train the coder alone, and show how it learned")
+    text = "train coders that differ in one setting (sweep.over, sweep.values) by one pass, and draw L0 against loss"
+    sweep = command("sweep", [everywhere, settings], text)
+    text = "replace several layers at once by their coders (layers.layers), and measure the loss"
+    replace = command("replace", [everywhere, settings], text)
+    for each in (run, study, train, sweep, replace):
         each.add_argument("--local", action="store_true", help="in this process, without Prefect")
     plan = command("plan", [everywhere, settings], "say what a run would build, why, and how much work it is")
     for each in (run, study, plan):
         text = "most that questions to a language model may take: '2M queries', '5e9 tokens', '40 gpu-hours', '$200'"
         each.add_argument("--budget", metavar="AMOUNT", help=text)
+    for each in (run, study, plan, train, sweep, replace):
         text = "rebuild this step (label or kind), and what is made from it; can be repeated"
         each.add_argument("--refresh", action="append", default=[], metavar="STEP", help=text)
     text = "ask about some latents in some contexts, and say what the whole rewriting will come to"
@@ -89,6 +98,11 @@ def _everywhere() -> argparse.ArgumentParser:
         "--text-folder", metavar="FOLDER", help="folder of text files, with --set text.source.kind=folder"
     )
     group.add_argument("--subject-folder", metavar="FOLDER", help="local model folder, with --set subject.kind=folder")
+    group.add_argument("--coder-folder", metavar="PATH", help="coder of your own, with --set coder.kind=folder")
+    text = "folder of text files to train the coder on, with --set coder.data.kind=folder"
+    group.add_argument("--stream-folder", metavar="FOLDER", help=text)
+    text = "file of token ids to train the coder on, with --set coder.data.kind=rows"
+    group.add_argument("--token-rows", metavar="FILE", help=text)
     group.add_argument("--engine", default=at("NLREWRITE_ENGINE", "auto"), help=ENGINES)
     group.add_argument(
         "--endpoint",

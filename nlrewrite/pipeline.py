@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nlrewrite import steps
 from nlrewrite.artifacts import Artifact, Finding, Manifest, Store
-from nlrewrite.composition import pilot, rewrite
+from nlrewrite.composition import WALKS, one_by_one, pilot
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
 from nlrewrite.profiles import require_runnable
@@ -67,15 +67,15 @@ class Outcome:
 # -- the pieces that every way of running shares ----------------------------------------------------------------------
 
 
-def labels(spec: RewriteSpec) -> dict[str, str]:
-    """The steps of a rewriting in order: label to kind."""
+def labels(spec: RewriteSpec, walk: str = "rewrite") -> dict[str, str]:
+    """The steps of a rewriting, or of another walk, in order: label to kind."""
     found: dict[str, str] = {}
 
     def note(label: str, kind: str, spec: Spec, **inputs: Artifact) -> Artifact:
         found[label] = kind
         return steps.name(kind, spec, inputs)
 
-    rewrite(spec, note)
+    WALKS[walk](spec, note, one_by_one(note))
     return found
 
 
@@ -109,6 +109,18 @@ def decide(
         finding = Finding("stale", REFRESH, finding.manifest)
     log.info("%s: %s %s: %s", label, artifact, finding.state, finding.why)
     return artifact, finding
+
+
+def one_pass(
+    store: Store, kind: str, wanted: Mapping[str, Spec], inputs: Mapping[str, Artifact], refresh: Collection[str] = ()
+) -> dict[str, steps.Making]:
+    """What is missing of `wanted`, by label, if there are several and one pass can make them; else nothing."""
+    making: dict[str, steps.Making] = {}
+    for label, spec in wanted.items():
+        artifact, finding = decide(store, label, kind, spec, inputs, refresh)
+        if finding.hit is None:
+            making[label] = steps.Making(artifact, spec, finding)
+    return making if steps.joint(list(making.values())) else {}
 
 
 def drifted(manifest: Manifest) -> bool:
@@ -204,6 +216,22 @@ class Builder:
         self.rows.append(row)
         return artifact
 
+    def together(self, kind: str, wanted: Mapping[str, Spec], **inputs: Artifact) -> dict[str, Artifact]:
+        """Several artifacts of one kind: those that are missing are built by one pass, where one can make them."""
+        making = one_pass(self.store, kind, wanted, inputs, self.refresh)
+        if making:
+            with Naming(kind, next(iter(making.values())).artifact):
+                made = steps.build_together(
+                    list(making.values()), inputs, self.store, self.execution, self.progress, self.run
+                )
+            for (label, each), manifest in zip(making.items(), made, strict=True):
+                self._done.add(each.artifact)
+                self.rows.append(built(label, manifest, each.finding, manifest.made.seconds))
+        return {
+            label: making[label].artifact if label in making else self(label, kind, spec, **inputs)
+            for label, spec in wanted.items()
+        }
+
 
 class Naming:
     """Adds to an exception which step it came from; the command line shows it."""
@@ -225,15 +253,22 @@ def run_local(
     refresh: Collection[str],
     execution: Execution,
     progress: Progress,
+    walk: str = "rewrite",
 ) -> Outcome:
     """Build what is missing for `spec`, one step after the other in this process, and publish the report."""
     require_runnable(profile, spec)
-    refresh = check_refresh(refresh, labels(spec))
+    refresh = check_refresh(refresh, labels(spec, walk))
     store = Store(execution.store, execution.scratch)
     run = f"local-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"
     builder = Builder(store, execution, progress, run, refresh)
-    rewritten = rewrite(spec, builder)
-    return publish(store, rewritten.report, builder.rows, Path(execution.runs) / profile)
+    report = WALKS[walk](spec, builder, builder.together)
+    return publish(store, report, builder.rows, published_in(execution, profile, walk))
+
+
+def published_in(execution: Execution, profile: str, walk: str = "rewrite") -> Path:
+    """The folder of a profile's reports; what is no rewriting has one of its own in it."""
+    folder = Path(execution.runs) / profile
+    return folder if walk == "rewrite" else folder / walk
 
 
 def run_pilot(spec: RewriteSpec, profile: str, execution: Execution, progress: Progress) -> dict[str, Any]:

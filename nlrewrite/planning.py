@@ -23,7 +23,7 @@ from nlrewrite.pipeline import REFRESH, check_refresh, decide, drifted, labels
 from nlrewrite.profiles import chosen
 from nlrewrite.published import Published
 from nlrewrite.questions import Order
-from nlrewrite.specs import AskSpec, RewriteSpec, RuleReader, SimulateSpec, Spec, Split, TinySubject
+from nlrewrite.specs import AskSpec, CoderSpec, RewriteSpec, RuleReader, SimulateSpec, Spec, Split, TinySubject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,7 +160,8 @@ def plan(
         positions, at_most = _positions(spec, store, planner)
         total = _queries(spec, planner, positions, ("hit", *TO_BUILD))
         left = _queries(spec, planner, positions, TO_BUILD)
-        reads = {"train the coder": spec.coder.steps * spec.coder.batch, **positions}
+        trained = spec.coder.steps * spec.coder.batch if isinstance(spec.coder, CoderSpec) else 0
+        reads = {"train the coder": trained, **positions}
         if isinstance(spec.subject, TinySubject):
             reads = {"train the subject": spec.subject.steps * spec.subject.batch * spec.subject.context, **reads}
     return Plan(

@@ -159,6 +159,12 @@ class Making:
     finding: Finding
 
 
+def joint(making: Sequence[Making]) -> bool:
+    """Whether there are several, and one pass can make them all: of coders, those that are trained here."""
+    trained = all(isinstance(each.spec, specs.CoderSpec) for each in making)
+    return len(making) > 1 and bool(STEPS[making[0].artifact.kind].together) and trained
+
+
 def build_together(
     making: Sequence[Making],
     inputs: Mapping[str, Artifact],

@@ -11,7 +11,8 @@ from prefect import Task
 from tasks.ask import answers, quiz, reader, sentences, tuned
 from tasks.evaluate import calibration, evaluation, report, scores
 from tasks.explain import explanations, gates, gating, simulation
-from tasks.learn import activations, coder, subject
+from tasks.learn import activations, coder, stream, subject
+from tasks.measure import coders_report, frontier, replacement
 from tasks.probe import ladder, pilot, requirement, sample_size
 from tasks.read import corpus, tokens
 
@@ -21,6 +22,7 @@ TASKS: dict[str, Task[..., Any]] = {
         corpus,
         subject,
         tokens,
+        stream,
         coder,
         activations,
         explanations,
@@ -39,6 +41,9 @@ TASKS: dict[str, Task[..., Any]] = {
         requirement,
         sample_size,
         pilot,
+        frontier,
+        replacement,
+        coders_report,
         report,
     )
 }

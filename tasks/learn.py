@@ -3,8 +3,8 @@
 from prefect.client.schemas.objects import State
 
 from nlrewrite.artifacts import Artifact
-from nlrewrite.specs import ActivationsSpec, CoderSpec, SubjectSpec
-from tasks.step import Work, find_or_build, step
+from nlrewrite.specs import ActivationsSpec, AnyCoderSpec, CoderSpec, CoderTokens, SubjectSpec
+from tasks.step import Work, build_together, find_or_build, several, step
 
 
 @step
@@ -14,9 +14,24 @@ def subject(spec: SubjectSpec, corpus: Artifact, work: Work) -> State[Artifact]:
 
 
 @step
-def coder(spec: CoderSpec, subject: Artifact, tokens: Artifact, work: Work) -> State[Artifact]:
+def stream(spec: CoderTokens, subject: Artifact, work: Work) -> State[Artifact]:
+    """The token ids that a coder is trained on, where they are not the corpus's own."""
+    return find_or_build("stream", spec, {"subject": subject}, work)
+
+
+@step
+def coder(
+    spec: AnyCoderSpec, subject: Artifact, tokens: Artifact, work: Work, stream: Artifact | None = None
+) -> State[Artifact]:
     """The sparse coder at the subject's site."""
-    return find_or_build("coder", spec, {"subject": subject, "tokens": tokens}, work)
+    more = {} if stream is None else {"stream": stream}
+    return find_or_build("coder", spec, {"subject": subject, "tokens": tokens, **more}, work)
+
+
+@several
+def coders(wanted: dict[str, CoderSpec], inputs: dict[str, Artifact], work: Work) -> State[dict[str, Artifact]]:
+    """Several coders by one pass of the subject; each is then found by a task of its own."""
+    return build_together("coder", wanted, inputs, work)
 
 
 @step

@@ -66,6 +66,33 @@ def step(function: Callable[P, R]) -> Task[P, R]:
     )
 
 
+def several(function: Callable[P, R]) -> Task[P, R]:
+    """The Prefect task around a pass that makes several artifacts of one kind."""
+    return Task(
+        function,
+        name=function.__name__,
+        task_run_name=lambda: f"{len(task_run.parameters['wanted'])} {function.__name__} in one pass",
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=2,
+        retry_delay_seconds=[1, 5],
+        retry_condition_fn=can_pass,
+    )
+
+
+def build_together(
+    kind: str, wanted: Mapping[str, Spec], inputs: Mapping[str, Artifact], work: Work
+) -> State[dict[str, Artifact]]:
+    started = time.perf_counter()
+    store = Store(work.execution.store, work.execution.scratch)
+    making = pipeline.one_pass(store, kind, wanted, inputs, (kind,) if work.refresh else ())
+    run = f"flow-run {flow_run.id}"
+    if making:
+        steps.build_together(list(making.values()), inputs, store, work.execution, ArtifactProgress(), run)
+    made = {label: each.artifact for label, each in making.items()}
+    return Completed(message=f"{len(made)} built in {time.perf_counter() - started:.1f} s", data=made)
+
+
 def find_or_build(kind: str, spec: Spec, inputs: Mapping[str, Artifact], work: Work) -> State[Artifact]:
     started = time.perf_counter()
     store = Store(work.execution.store, work.execution.scratch)
