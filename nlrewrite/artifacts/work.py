@@ -31,6 +31,10 @@ class Work:
         self._place.write(self._key(name), data)
         self._seen.add(name)
 
+    def where(self, name: str) -> str:
+        """Where a person finds the piece called `name`."""
+        return f"{self._place.uri}/{self._key(name)}"
+
     def clear(self) -> None:
         """Remove the pieces that were read or written here."""
         self._place.remove(self._key(name) for name in sorted(self._seen))
