@@ -4,7 +4,7 @@ Each writes its spec and the hashes of what it read, so that an artifact changes
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from nlrewrite import steps
 from nlrewrite.artifacts import Folder
 from nlrewrite.specs import Spec
-from nlrewrite.steps import Running, Step
+from nlrewrite.steps import Job, Running, Step
 
 FAILING: set[str] = set()
 """Kinds whose step fails, half-way through its files."""
@@ -38,6 +38,12 @@ def build_tokens(spec: Spec, inputs: Mapping[str, Folder], out: Path, running: R
     (out / "tokens.json").write_text(json.dumps({"splits": counts}))
 
 
+def build_together(jobs: Sequence[Job], inputs: Mapping[str, Folder], running: Running) -> None:
+    for job in jobs:
+        build(job.spec, inputs, job.out, running)
+        (job.out / "passes.json").write_text(json.dumps(len(jobs)))
+
+
 def build_report(spec: Spec, inputs: Mapping[str, Folder], out: Path, running: Running) -> None:
     build(spec, inputs, out, running)
     (out / "results.json").write_text(json.dumps(RESULTS))
@@ -51,9 +57,17 @@ def build_pilot(spec: Spec, inputs: Mapping[str, Folder], out: Path, running: Ru
 
 def install(monkeypatch: pytest.MonkeyPatch | None = None, sources: tuple[str, ...] = (__name__,)) -> None:
     """Put these functions into the table of steps."""
-    special = {"tokens": "build_tokens", "report": "build_report", "pilot": "build_pilot"}
+    special = {
+        "tokens": "build_tokens",
+        "report": "build_report",
+        "coders-report": "build_report",
+        "pilot": "build_pilot",
+    }
     for kind, step in steps.STEPS.items():
-        small = Step(kind, step.version, f"{__name__}:{special.get(kind, 'build')}", sources, step.inputs)
+        together = f"{__name__}:build_together" if step.together else ""
+        small = Step(
+            kind, step.version, f"{__name__}:{special.get(kind, 'build')}", sources, step.inputs, together=together
+        )
         if monkeypatch is None:
             steps.STEPS[kind] = small
         else:

@@ -1,6 +1,7 @@
 """Runs and plans over real, small steps: what is built, what is reused, why, and what a failure leaves behind."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -289,9 +290,93 @@ def test_labels_are_the_steps_of_the_composition_in_order():
     found = pipeline.labels(profiles.settled("smoke", profiles.probing(Overrides(), PROBES)))
     assert (next(iter(found)), next(reversed(found))) == ("corpus", "report")
     models = {"reader", "tuned", "sentences", "quiz", "answers"}
-    assert set(found.values()) == set(steps.STEPS) - models - {"pilot"}
+    coders = {"stream", "frontier", "replacement", "coders-report"}
+    assert set(found.values()) == set(steps.STEPS) - models - coders - {"pilot"}
     plain = set(pipeline.labels(profiles.settled("smoke", Overrides())).values())
-    assert plain == set(steps.STEPS) - models - {"pilot", *PROBES}
+    assert plain == set(steps.STEPS) - models - coders - {"pilot", *PROBES}
     written = ("writer.kind=hub", "writer.model=someone/model", f"writer.revision={'a' * 40}")
     by_model = pipeline.labels(profiles.settled("smoke-reader", Overrides(settings=(*written, "tune.steps=3"))))
     assert models <= set(by_model.values())
+
+
+# -- coders alone -----------------------------------------------------------------------------------------------------
+
+
+def walk(execution: Execution, name: str, *settings: str, refresh: tuple[str, ...] = ()) -> Outcome:
+    spec = profiles.settled("smoke", Overrides(settings=settings))
+    return pipeline.run_local(spec, "smoke", refresh, execution, Progress(), name)
+
+
+def passes(execution: Execution, of: Artifact) -> int | None:
+    """How many coders were made in the pass that made this one; none where it was made alone."""
+    folder = Store(execution.store).folder(of)
+    names = [entry.path for entry in folder.manifest.files]
+    return json.loads(folder.path("passes.json").read_bytes()) if "passes.json" in names else None
+
+
+def test_the_coder_of_a_rewriting_is_the_one_trained_alone(execution: Execution):
+    alone = walk(execution, "train-coder")
+    assert built(alone) == {"corpus", "subject", "tokens", "coder", "report"}
+    assert alone.report_path == Path(execution.runs) / "smoke" / "train-coder" / "report.html"
+    assert BEFORE_EXPLAIN.isdisjoint(built(run(execution)))
+    assert walk(execution, "train-coder", "coder.data.kind=rows").rows[3].step == "stream"
+
+
+def test_missing_coders_of_a_sweep_are_made_by_one_pass(execution: Execution):
+    first = walk(execution, "sweep", "sweep.values=[2,8,16]")
+    swept = {f"coder-{k}" for k in (2, 8, 16)}
+    assert built(first) == {"corpus", "subject", "tokens", *swept, "frontier", "report"}
+    assert {passes(execution, artifact(first, label)) for label in swept} == {3}
+    second = walk(execution, "sweep", "sweep.values=[4,8,16]")
+    assert built(second) == {"coder-4", "frontier", "report"}
+    assert passes(execution, artifact(second, "coder-4")) is None
+    assert artifact(second, "coder-4") == artifact(walk(execution, "train-coder"), "coder")  # k=4 is the profile's own
+    assert built(walk(execution, "sweep", "sweep.values=[4,8,16]")) == set()
+    again = walk(execution, "sweep", "sweep.values=[4,8,16]", refresh=("coder",))
+    assert built(again) == {"coder-4", "coder-8", "coder-16", "frontier", "report"}
+
+
+def test_layers_to_replace_have_a_coder_each(execution: Execution):
+    found = walk(execution, "replace", "layers.layers=[1,0]")
+    assert [row.step for row in found.rows] == [
+        "corpus",
+        "subject",
+        "tokens",
+        "coder-1",
+        "coder-0",
+        "replacement",
+        "report",
+    ]
+    assert artifact(found, "coder-1") == artifact(walk(execution, "train-coder"), "coder")
+    assert artifact(found, "coder-0") != artifact(found, "coder-1")
+
+
+def test_coders_that_differ_in_their_seed_read_the_data_in_one_order():
+    made = profiles.settled("smoke", Overrides(seed=3, settings=("sweep.over=seed", "sweep.values=[3,4]")))
+    found = made.sweep.coders(made.coder)
+    assert {label: (each.seed, each.order_seed) for label, each in found.items()} == {
+        "coder-3": (3, 3),
+        "coder-4": (4, 3),
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("sweep.over=penalty", "sweep.values=[0.1]"), "only relu and jumprelu have a penalty to vary"),
+        (
+            ("sweep.values=[100]",),
+            "sweep.over=k, value 100: k must be at most the number of latents: k=100, latents=64",
+        ),
+        (("sweep.values=[4,4]",), "sweep.values names one twice: 4, 4"),
+        (("sweep.values=[4.5]",), "sweep.values are whole numbers when sweep.over=k"),
+        (("layers.layers=[1,1]",), "layers.layers names one twice: 1, 1"),
+        (
+            ("coder.kind=folder", "coder.width=64", "sweep.values=[4]"),
+            "only a coder trained here has another k: coder.kind=folder. Use --set sweep.over=layer",
+        ),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(settings: tuple[str, ...], message: str):
+    with pytest.raises(SettingError, match=re.escape(message)):
+        pipeline.labels(profiles.settled("smoke", Overrides(settings=settings)), "sweep")
