@@ -1,7 +1,7 @@
 """Run the subject up to the coder's site over a split's windows and keep the active latents of every position.
 
 In: the subject, the windows, the coder. Out: `pairs.safetensors` (latents [P, k] int32 and values [P, k] float32 of the
-P positions; a value of zero is no activation), `latents.parquet`, `examples.parquet`.
+P positions, k the most that any has; a value of zero is no activation), `latents.parquet`, `examples.parquet`.
 Invariant: the examples' values are the stored values of their positions.
 """
 
@@ -40,9 +40,15 @@ def build(spec: ActivationsSpec, inputs: dict[str, Folder], out: Path, running: 
             values.append(found[0].numpy())
             latents.append(found[1].numpy().astype(np.int32))
             advance(len(part))
-    active = Active(np.concatenate(latents), np.concatenate(values))
+    active = Active(_stacked(latents), _stacked(values))
     save_file({"latents": active.latents, "values": active.values}, out / PAIRS)
     grouped = active.by_latent(coder.latents)
     where = positions(windows)
     statistics.write_latents(grouped, len(where), coder.latents, out)
     statistics.write_examples(grouped, where, spec, coder.latents, out)
+
+
+def _stacked(parts: list[np.ndarray]) -> np.ndarray:
+    """All rows, as wide as the widest part; shorter rows end in zeros."""
+    widest = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, widest - part.shape[1]))) for part in parts])
