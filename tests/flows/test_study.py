@@ -69,6 +69,7 @@ def test_the_deployments_name_the_flows() -> None:
     file = Path(__file__).parents[2] / "deployments" / "prefect.yaml"
     found = {each["entrypoint"]: each for each in yaml.safe_load(file.read_text())["deployments"]}
     files = {"flows/rewrite.py:rewrite", "flows/study.py:study", "flows/study.py:sample_size", "flows/pilot.py:pilot"}
+    files |= {f"flows/coding.py:{name}" for name in ("train_coder", "sweep", "replace")}
     assert set(found) == files
     assert all(json.dumps(each["parameters"]) == '{"profile": "tiny"}' for each in found.values())
     assert len({json.dumps(each["work_pool"]) for each in found.values()}) == 1

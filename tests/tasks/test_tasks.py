@@ -3,7 +3,7 @@
 import inspect
 
 from nlrewrite.artifacts import Artifact
-from nlrewrite.composition import rewrite
+from nlrewrite.composition import WALKS, one_by_one, rewrite
 from nlrewrite.profiles import Overrides, settled
 from nlrewrite.specs import PROBES, RewriteSpec, Spec
 from nlrewrite.steps import STEPS, name
@@ -26,6 +26,9 @@ def test_tasks_take_what_the_composition_gives_them() -> None:
         return name(kind, spec, inputs)
 
     rewrite(RewriteSpec(probes=PROBES), check)
+    streamed = settled("smoke", Overrides(settings=("coder.data.kind=rows",)))
+    for walk in ("train-coder", "sweep", "replace"):
+        WALKS[walk](streamed, check, one_by_one(check))
     rewrite(settled("smoke-reader", Overrides(settings=("tune.steps=3",))), check)
     assert wrong == []
 
