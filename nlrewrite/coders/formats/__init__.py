@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 from nlrewrite.coders.form import Coder
+from nlrewrite.coders.formats import gemma_scope, saelens, sparsify
 from nlrewrite.coders.formats.loaded import About, FileFormat, Loaded, folder_of, told
 from nlrewrite.errors import SettingError, Unreachable
 
 __all__ = ["FORMATS", "About", "FileFormat", "Loaded", "load", "recognise", "save"]
 
-FORMATS: dict[str, FileFormat] = {each.name: each for each in ()}
+FORMATS: dict[str, FileFormat] = {each.name: each for each in (sparsify.FORMAT, saelens.FORMAT, gemma_scope.FORMAT)}
 NAMED_AT_MOST = 8
 
 
@@ -34,6 +35,8 @@ def save(coder: Coder, folder: Path, format: str, about: About) -> None:
         able = ", ".join(each.name for each in FORMATS.values() if each.save is not None)
         raise SettingError(f"coders are not written in the format {format}. Choose one of: {able}")
     folder.mkdir(parents=True, exist_ok=True)
+    if there := [each.name for each in FORMATS.values() if each.recognises(folder)]:
+        raise SettingError(f"{folder} holds a coder already, in the format {there[0]}. Name another folder")
     known.save(coder, folder, about)
 
 

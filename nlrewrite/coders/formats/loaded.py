@@ -6,18 +6,18 @@ word for word beside it; nothing is made up for what they leave unsaid.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from nlrewrite.coders.form import Coder
+from nlrewrite.coders.record import Kind
 from nlrewrite.errors import CorruptArtifact, SettingError
-
-Kind = Literal["sae", "transcoder", "skip"]
 
 
 class About(BaseModel):
@@ -26,7 +26,6 @@ class About(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     kind: Kind = "sae"
-    """skip: a transcoder with a linear path beside its latents."""
     model: str | None = None
     hook_in: str | None = None
     """Name of what the coder reads, in the words of the files."""
@@ -69,6 +68,12 @@ def has(path: Path, *names: str) -> bool:
     """Whether `path` is a folder with all these files, or the last of them with the others beside it."""
     folder = path if path.is_dir() else path.parent
     return (path.is_dir() or path.name == names[-1]) and all((folder / name).is_file() for name in names)
+
+
+def layer_of(hook: str | None) -> int | None:
+    """The layer that the name of a place in a model names: blocks.8.hook_mlp_out, layers.6.mlp, layer_20/width_16k."""
+    found = re.search(r"(?:^|[._/])(?:blocks|layers?|h)[._](\d+)(?:$|[._/])", hook or "")
+    return int(found[1]) if found else None
 
 
 def folder_of(path: Path) -> Path:
