@@ -244,6 +244,10 @@ def filled(spec: RewriteSpec, execution: Execution) -> RewriteSpec:
         if execution.subject_folder is None:
             raise SettingError("subject.kind is folder and no folder is given. Name one with --subject-folder")
         update["subject"] = subject.model_copy(update={"content": fingerprint(Path(execution.subject_folder))})
+    if isinstance(spec.coder, specs.CoderSpec):
+        from nlrewrite.text import streams
+
+        update["coder"] = spec.coder.model_copy(update={"data": streams.identified(spec.coder.data, execution)})
     update |= _asked(spec, execution)
     return spec.model_copy(update=update)
 

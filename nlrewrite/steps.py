@@ -92,7 +92,7 @@ STEPS = _table(
     Step("corpus", 1, "nlrewrite.text.corpus:build", ("nlrewrite.text.corpus", "nlrewrite.text.sources", "nlrewrite.text.documents", "nlrewrite.text.hub", "nlrewrite.text.duplicates")),
     Step("subject", 1, "nlrewrite.subject.build:build", ("nlrewrite.subject.build", "nlrewrite.subject.load", "nlrewrite.subject.sites", "nlrewrite.subject.tiny"), ("corpus",)),
     Step("tokens", 1, "nlrewrite.text.tokens:build", ("nlrewrite.text.tokens", "nlrewrite.text.tokenizer"), ("corpus", "subject")),
-    Step("stream", 1, "nlrewrite.text.streams:build", ("nlrewrite.text.streams",), ("subject",)),
+    Step("stream", 1, "nlrewrite.text.streams:build", ("nlrewrite.text.streams", "nlrewrite.text.hub", "nlrewrite.text.packing", "nlrewrite.text.rowfile", "nlrewrite.text.rows", "nlrewrite.text.sources", "nlrewrite.text.tokenizer"), ("subject",)),
     Step("coder", 2, "nlrewrite.coders.build:build", ("nlrewrite.coders.build", "nlrewrite.coders.train", "nlrewrite.coders.form", "nlrewrite.coders.code", "nlrewrite.subject.sites"), (), (), "nlrewrite.coders.build:build_together"),
     Step("activations", 1, "nlrewrite.activations.collect:build", ("nlrewrite.activations.collect", "nlrewrite.activations.pairs", "nlrewrite.activations.statistics", "nlrewrite.subject.batches", "nlrewrite.subject.sites", "nlrewrite.text.positions"), ("subject", "tokens", "coder")),
     Step("explanations", 1, "nlrewrite.explain.rules:build", ("nlrewrite.explain.rules", "nlrewrite.explain.search", "nlrewrite.explain.evidence", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations"), (("activations", "explain"),)),

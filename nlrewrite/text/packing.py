@@ -42,6 +42,8 @@ def pack(
     `used` ids of the first document were packed before, as the place says after which packing goes on.
     """
     room = length if most is None else min(length, most)
+    if not room:
+        return
     ids_T, at = np.empty(room, dtype), 0
     starts: list[int] = []
     place = Place(0, used)

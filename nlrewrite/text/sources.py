@@ -138,20 +138,23 @@ def long_docstring(node: ast.Module | Definition) -> str:
 
 
 def text_folder(execution: Execution) -> Path:
-    if not execution.text_folder:
-        raise SettingError(
-            "text.source.kind=folder needs a folder: execution.text_folder is empty. Name one with --text-folder FOLDER"
-        )
-    root = Path(execution.text_folder)
+    return named_folder(execution.text_folder, "text.source.kind", "text_folder", "--text-folder")
+
+
+def named_folder(name: str | None, kind: str, setting: str, option: str) -> Path:
+    """The folder of text files that the execution names as `setting`, which `option` sets."""
+    if not name:
+        raise SettingError(f"{kind}=folder needs a folder: execution.{setting} is empty. Name one with {option} FOLDER")
+    root = Path(name)
     if not root.is_dir():
         raise SettingError(
-            f"execution.text_folder must be a folder: {root} is {'a file' if root.exists() else 'not there'}. "
-            f"Change --text-folder"
+            f"execution.{setting} must be a folder: {root} is {'a file' if root.exists() else 'not there'}. "
+            f"Change {option}"
         )
     if not text_files(root):
         raise SettingError(
-            f"execution.text_folder must hold at least one file that ends in {', '.join(TEXT_SUFFIXES)}: "
-            f"{root} has none. Change --text-folder"
+            f"execution.{setting} must hold at least one file that ends in {', '.join(TEXT_SUFFIXES)}: "
+            f"{root} has none. Change {option}"
         )
     return root
 
@@ -160,8 +163,8 @@ def text_files(root: Path) -> list[Path]:
     return [path for path in visible_files(root) if path.suffix.lower() in TEXT_SUFFIXES]
 
 
-def folder_documents(root: Path) -> Iterator[Document]:
-    for path in text_files(root):
+def folder_documents(root: Path, first: int = 0) -> Iterator[Document]:
+    for path in text_files(root)[first:]:
         name = path.relative_to(root).as_posix()
         try:
             text = path.read_text(encoding="utf-8-sig")
