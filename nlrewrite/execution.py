@@ -24,6 +24,10 @@ class Execution(BaseModel):
         description="Torch device of the language model that is asked and of the coder's training; all else runs on "
         "the CPU.",
     )
+    fast_products: bool = Field(
+        default=True,
+        description="Train coders on the CPU with the faster of torch's two libraries, where it is as exact.",
+    )
     batch_tokens: int = Field(
         default=8192, ge=64, le=1 << 22, description="Tokens in one forward pass of the subject model."
     )
