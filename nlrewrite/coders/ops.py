@@ -17,6 +17,9 @@ DENSE = 1 / 8
 """Share of all latents from which on pairs cost more one by one than all latents by a dense product (CPU). Measured:
 a pair takes 11 (bag) to 33 ns (dots) at width 256, an entry of a dense product 2.2 to 5."""
 DENSE_ENTRIES = 1 << 21  # entries of a dense chunk
+AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 28}
+"""Entries of one chunk of rows x latents: in a processor's cache, or a part of a GPU's memory."""
+LEAST_ROWS = 64  # in a chunk, for a product of fewer waits for the weights
 GROUPED = (32, 16, 8, 4)  # sizes of group to try in `topk`, the best first
 SERIAL_THREADS = 4  # up to so many threads `topk` by groups, of which a part runs on one, beats that of torch
 
@@ -69,6 +72,41 @@ def topk(p_NL: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values, indices = values.reshape(rows, most), indices.reshape(rows, most)
     kept = np.argpartition(values, most - k, -1)[:, most - k :]
     return tuple(torch.from_numpy(np.take_along_axis(each, kept, 1)) for each in (values, indices))  # type: ignore
+
+
+def above(p_NL: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """Where p exceeds what `bound` (of a shape that goes with it) says: rows and columns [P] both, row after row."""
+    latents = p_NL.shape[1]
+    if p_NL.is_cuda or p_NL.dtype not in (torch.float32, torch.float64):
+        found = (p_NL > bound).view(-1).nonzero().view(-1)
+    else:
+        found = torch.from_numpy(np.flatnonzero(p_NL.detach().numpy() > bound.detach().numpy()))
+    rows = found // latents
+    return rows, found - rows * latents
+
+
+def tally(values_P: Tensor, indices_P: Tensor, offsets: Tensor, L: int) -> Tensor:
+    """[L]: for every latent the sum of the values of the pairs that name it; no gradient."""
+    if values_P.is_cuda:  # index_add is not deterministic there
+        return unbag(values_P, indices_P, offsets, values_P.new_ones(len(offsets) - 1, 1), L).view(-1)
+    return values_P.new_zeros(L).index_add_(0, indices_P, values_P)
+
+
+def chunk_rows(latents: int, device: torch.device) -> int:
+    """How many rows are encoded at a time."""
+    return max(LEAST_ROWS, AT_ONCE[device.type] // latents)
+
+
+def encoded(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The pre-activations x W' + b of some rows at a time; each chunk overwrites the one before it."""
+    at_once = min(chunk_rows(len(enc_LD), x_ND.device), max(1, len(x_ND)))
+    buffer = enc_LD.new_empty(at_once, len(enc_LD))
+    with torch.no_grad():
+        for start in range(0, len(x_ND), at_once):
+            rows = slice(start, min(start + at_once, len(x_ND)))
+            p_NL = buffer[: rows.stop - start]
+            torch.addmm(bias_L, x_ND[rows].to(enc_LD.dtype), enc_LD.T, out=p_NL)
+            yield rows, p_NL
 
 
 def rows_of(offsets: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""What a coder that learns is asked to make small: the error of what it writes, on one of three scales.
+
+In: y and what was written for it, or sums over a batch. Out: scalars. Invariant: everything is normalised by the whole
+batch over all processes, so that the losses of its parts, and their gradients, add up to those of the batch.
+
+    squared    sum over tokens of |y_hat - y|^2 / tokens
+    fvu        sum over tokens of |y_hat - y|^2 / sum over tokens of |y - mean y|^2
+    relative   sum over tokens of |y_hat - y|^2 / |y| / (tokens x width)
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nlrewrite.coders.ranks import Ranks
+
+Kind = Literal["squared", "fvu", "relative"]
+TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Of one batch. All but `total` are detached and of the batch over all processes."""
+
+    total: Tensor
+    """What to differentiate: this process's part; the gradients of all parts add up."""
+    error: Tensor
+    """Sum of squares of y_hat - y."""
+    variance: Tensor
+    """Sum of squares of y about its mean."""
+    active: Tensor
+    """Mean number of latents active on a token."""
+    penalty: Tensor
+    """L1 norm (relu) or number (jumprelu) of the active latents of a token, weighted; zero for the others."""
+    auxk: Tensor
+    """Share of the error's variance that the dead latents leave; zero without AuxK or dead latents."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Weights of the squared errors of this process's tokens in the loss."""
+
+    weights_N1: Tensor
+    variance: Tensor
+    """Sum of squares of y about the mean, of all processes."""
+    of_mean: Tensor
+    """The loss of a coder that writes the mean: one unit of what there is to explain."""
+
+    def __call__(self, error_NE: Tensor) -> Tensor:
+        return (error_NE.square() * self.weights_N1).sum()
+
+
+def scale(kind: Kind, y_NE: Tensor, count: int, ranks: Ranks) -> Scale:
+    """The scale of a batch of `count` tokens over all processes; y are those of this one."""
+    centred_NE, variance = centred(y_NE, count, ranks)
+    if kind == "squared":
+        weights_N1 = y_NE.new_full((1, 1), 1 / count)
+    elif kind == "fvu":
+        weights_N1 = (1 / variance.clamp_min(TINY)).view(1, 1)
+    else:
+        weights_N1 = 1 / (y_NE.norm(dim=1, keepdim=True).clamp_min(TINY) * (count * y_NE.shape[1]))
+    return Scale(weights_N1, variance, ranks.total((centred_NE.square() * weights_N1).sum()))
+
+
+def centred(y_NE: Tensor, count: int, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """y less its mean over all processes, and the sum of its squares."""
+    centred_NE = y_NE - ranks.total(y_NE.sum(0)) / count
+    return centred_NE, ranks.total(centred_NE.square().sum())
+
+
+def warm(step: int, warm_up: int) -> float:
+    """The share of its weight that a penalty has at a step."""
+    return min(1.0, (step + 1) / warm_up) if warm_up else 1.0
