@@ -62,7 +62,7 @@ class Ranks(Protocol):
         ...
 
     def told(self, thing: Any) -> Any:
-        """What rank 0 was given, as JSON has it."""
+        """What rank 0 was given, as JSON has it. Waits for it as long as rank 0 lives."""
         ...
 
     def barrier(self) -> None:
@@ -170,25 +170,15 @@ class Group:
                 tensor.detach().copy_(whole)
 
     def told(self, thing: Any) -> Any:
-        data = self.told_bytes(json.dumps(thing).encode())
-        assert data is not None
-        return json.loads(data)
-
-    def told_bytes(self, data: bytes | None) -> bytes | None:
-        """What rank 0 was given, which may be nothing. Waits for it as long as rank 0 lives."""
         import torch.distributed as dist
 
-        size = torch.tensor([-1 if data is None else len(data)])
+        data = bytearray(json.dumps(thing).encode())
+        size = torch.tensor([len(data)])
         with self._together("waiting for rank 0"):
             dist.broadcast(size, 0, group=self._idle)
-            if size < 0:
-                return None
-            sent = torch.empty(int(size), dtype=torch.uint8)
-            if self.rank == 0 and data:
-                sent = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            if len(sent):
-                dist.broadcast(sent, 0, group=self._idle)
-        return sent.numpy().tobytes()
+            sent = torch.frombuffer(data if self.rank == 0 else bytearray(int(size)), dtype=torch.uint8)
+            dist.broadcast(sent, 0, group=self._idle)
+        return json.loads(sent.numpy().tobytes())
 
     def barrier(self) -> None:
         self.total(torch.zeros(1))
