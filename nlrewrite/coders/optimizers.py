@@ -5,9 +5,9 @@ was. Invariant: the optimizer that a spec names is the one that runs, whatever e
 or for the state leaves every bit of the run as it was.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,20 +15,6 @@ from nlrewrite.specs import CoderSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class Optimizer(Protocol):
-    def step(self, rate: float) -> None:
-        """Move the parameters by their gradients."""
-        ...
-
-    def answer(self) -> "Iterator[None]":
-        """While open, the parameters hold what is to be measured and exported."""
-        ...
-
-    def state(self) -> "dict[str, Tensor]": ...
-
-    def restore(self, state: "dict[str, Tensor]") -> None: ...
 
 
 def rate(spec: CoderSpec, step: int) -> float:
@@ -40,8 +26,9 @@ def rate(spec: CoderSpec, step: int) -> float:
     return spec.rate * rising * (min(1.0, (spec.steps - step) / falling) if falling > 0 else 1.0)
 
 
-def optimizer(spec: CoderSpec, parameters: "Sequence[Tensor]") -> "Adam | Signum":
-    return Signum(parameters, spec.momentum) if spec.optimizer == "signum" else Adam(parameters)
+def optimizer(spec: CoderSpec, parameters: "Sequence[Tensor]", settle: Callable[[], None]) -> "Adam | Signum":
+    """The one that the spec names; `settle` holds parameters to what the spec asks of them, such as unit length."""
+    return Signum(parameters, spec.momentum, settle) if spec.optimizer == "signum" else Adam(parameters)
 
 
 class Adam:
@@ -85,8 +72,11 @@ class Signum:
     taken.
     """
 
-    def __init__(self, parameters: "Sequence[Tensor]", momentum: float) -> None:
+    def __init__(
+        self, parameters: "Sequence[Tensor]", momentum: float, settle: Callable[[], None] = lambda: None
+    ) -> None:
         self._parameters = list(parameters)
+        self._settle = settle
         self._toward_z = 1 - momentum
         self._steps = 0
         self._x = [parameter.detach().clone() for parameter in parameters]
@@ -106,6 +96,7 @@ class Signum:
         held = [parameter.detach().clone() for parameter in self._parameters]
         self._put(self._x)
         try:
+            self._settle()
             yield
         finally:
             self._put(held)

@@ -97,6 +97,12 @@ class Order:
             ]
         )
 
+    def opening(self, tokens: int) -> np.ndarray:
+        """The first windows, unmixed, that hold at least so many tokens."""
+        wanted = -(-tokens // self.length)
+        blocks = range(-(-wanted // self.windows_in_block))
+        return np.concatenate([self.windows(block) for block in blocks])[:wanted]
+
     def mixing(self, block: int) -> "Tensor":
         """The permutation of the block's tokens."""
         import torch

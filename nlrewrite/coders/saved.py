@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nlrewrite.artifacts import Work, digest
+from nlrewrite.coders.ranks import Ranks
 from nlrewrite.errors import CorruptArtifact
 from nlrewrite.execution import Execution
 from nlrewrite.specs import CoderSpec
@@ -121,6 +122,29 @@ class Slots:
             f"training cannot go on from {self._work.where(piece)}: {why}. To train this coder from the start, remove "
             f"{self._work.where(STATE)} and run again"
         )
+
+
+def kept(slots: Slots | None, ranks: Ranks) -> Saved | None:
+    """The latest state, as the one process that keeps it tells all of them."""
+    import torch
+
+    saved = slots.load() if slots is not None else None
+    if ranks.world == 1:
+        return saved
+    shapes = saved and {name: (str(each.dtype), list(each.shape)) for name, each in saved.tensors.items()}
+    told = ranks.told(saved and {"step": saved.step, "curve": saved.curve, "shapes": shapes})
+    if told is None:
+        return None
+    tensors = (
+        saved.tensors
+        if saved is not None
+        else {
+            name: torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
+            for name, (dtype, shape) in told["shapes"].items()
+        }
+    )
+    ranks.broadcast([tensors[name] for name in sorted(tensors)])
+    return Saved(told["step"], tensors, told["curve"])
 
 
 def _spelled(execution: dict[str, int | str]) -> str:

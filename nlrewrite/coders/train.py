@@ -1,149 +1,207 @@
-"""Train a TopK coder on the subject's activations at a site.
+"""Train sparse coders on the subject's activations: any number of them on one pass of the subject.
 
-In: the subject and the train split's token stream. Out: the coder, its loss curve and its share of live latents.
-Invariant: it starts from the constant function (W_dec = W_skip = 0, b_dec = mean y, encoder bias centred on the first
-batch), minimises the squared error alone, and the order of the data is a function of the seed.
+In: the subject and a token stream. Out: for each coder its weights, the curve of its training and what it costs the
+subject. Invariant: each coder is, bit for bit, what training it alone gives, and a run that was killed and goes on
+gives what an unbroken run gives; the order of the data is a function of the step, and saving changes nothing.
 """
 
 import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from torch import Tensor
 
 from nlrewrite.artifacts import Folder
-from nlrewrite.coders import form
-from nlrewrite.errors import SettingError
-from nlrewrite.seeds import generator, torch_generator
+from nlrewrite.coders import activity, order
+from nlrewrite.coders.activity import Activity, Batch
+from nlrewrite.coders.curve import Meter, fvu
+from nlrewrite.coders.finish import finish
+from nlrewrite.coders.followers import called
+from nlrewrite.coders.learned import Learned
+from nlrewrite.coders.optimizers import Adam, Signum, optimizer, rate
+from nlrewrite.coders.products import fast_products
+from nlrewrite.coders.ranks import Ranks, joined, own_device
+from nlrewrite.coders.saved import Saved, Slots, kept
 from nlrewrite.specs import CoderSpec
-from nlrewrite.subject import load, sites
-from nlrewrite.text.tokens import read_stream
+from nlrewrite.steps import Job
+from nlrewrite.subject import sites
+from nlrewrite.subject.sites import Located
+from nlrewrite.text.rows import rows
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
+    from nlrewrite.execution import Execution
     from nlrewrite.steps import Running
 
-CONTEXT = 64
-RESERVOIR_TOKENS = 1 << 16
-HELD_OUT_TOKENS = 1 << 13
-LIVE_TOKENS = 1 << 16
-LIVE = 1e-4  # a latent is live when it is active on more than one token in ten thousand
-WARM_UP = 50
-DECAY = 0.3  # the share of training, at its end, in which the learning rate falls to zero
+log = logging.getLogger(__name__)
+
+OPENING_TOKENS = 1 << 13  # at least so many tokens tell a coder where to start
+POINT_EVERY = 50  # steps from one point of the curve to the next
+SHARED = ("data", "order", "order_seed", "window", "mix", "batch", "steps", "precision")
+"""What coders must have in common to be trained on one pass."""
 
 
-def build(spec: CoderSpec, inputs: dict[str, Folder], out: Path, running: "Running") -> None:
-    import torch
+def build(spec: CoderSpec, inputs: Mapping[str, Folder], out: Path, running: "Running") -> None:
+    build_together([Job(spec, out, running.work)], inputs, running)
 
-    model = load.model(inputs["subject"], running.execution)
-    located = sites.locate(model, spec.site)
-    stream_N = read_stream(inputs["tokens"])
-    batches = _Activations(model, located, stream_N, spec, running.execution.batch_tokens)
-    held_out_x, held_out_y = batches.next(HELD_OUT_TOKENS)
-    coder = initial(spec, *batches.next(HELD_OUT_TOKENS))
-    for parameter in coder.parameters():
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(coder.parameters(), lr=spec.rate, betas=(0.9, 0.999))
-    curve = []
+
+def build_together(jobs: Sequence[Job], inputs: Mapping[str, Folder], running: "Running") -> None:
+    """Train coders on as few passes of the subject as their settings allow."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(shared(_spec(job)), []).append(job)
+    specs = [_spec(job) for job in jobs]
+    with called(specs, inputs), fast_products(device=running.execution.device):
+        for together in groups.values():
+            train(together, inputs, running, joined())
+
+
+def shared(spec: CoderSpec) -> str:
+    """Coders with the same of this are trained on one pass."""
+    seed = spec.seed if spec.order_seed is None else spec.order_seed
+    return json.dumps(spec.model_copy(update={"order_seed": seed}).model_dump(include=set(SHARED)))
+
+
+@dataclass
+class Learner:
+    """One coder in training, between two steps."""
+
+    job: Job
+    located: Located
+    learned: Learned
+    optimizer: Adam | Signum
+    meter: Meter
+    slots: Slots | None
+    step: int = 0
+    """The next one to do."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def spec(self) -> CoderSpec:
+        return _spec(self.job)
+
+    def learn(self, x_ND: Tensor, y_NE: Tensor, ranks: Ranks) -> None:
+        parameters = self.learned.parameters()
+        for parameter in parameters:
+            parameter.grad = None
+        loss = self.learned.loss(x_ND, y_NE, self.step, ranks)
+        loss.total.backward()
+        ranks.sum_gradients(parameters)
+        self.learned.project()
+        self.optimizer.step(rate(self.spec, self.step))
+        self.learned.settle()
+        self.meter.add(loss)
+        self.step += 1
+
+    def point(self, x_ND: Tensor, y_NE: Tensor) -> None:
+        """A point of the curve, of the step that was just done; the one moment at which the device is waited for."""
+        with self.optimizer.answer():
+            unexplained = fvu(self.learned.coder(), x_ND, y_NE)
+        self.curve.append(
+            {
+                "step": self.step - 1,
+                "tokens": self.step * self.spec.batch,
+                "fvu": unexplained,
+                **self.meter.read(),
+                "dead_share": float(self.learned.dead().double().mean()),
+                "learning_rate": rate(self.spec, self.step - 1),
+            }
+        )
+
+    def save(self) -> None:
+        if self.slots is not None:
+            tensors = {f"learned.{name}": tensor for name, tensor in self.learned.state().items()}
+            tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
+            self.slots.save(Saved(self.step, tensors | {"meter": self.meter.sums}, self.curve))
+
+    def restore(self, saved: Saved) -> None:
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): each for name, each in saved.tensors.items() if name.startswith(prefix)}
+
+        self.learned.restore(under("learned."))
+        self.optimizer.restore(under("optimizer."))
+        self.meter.sums.copy_(saved.tensors["meter"])
+        self.step, self.curve = saved.step, list(saved.curve)
+
+
+def train(jobs: Sequence[Job], inputs: Mapping[str, Folder], running: "Running", ranks: Ranks) -> None:
+    """Train coders that share `SHARED` on one pass of the subject."""
+    execution, spec = running.execution, _spec(jobs[0])
+    model = activity.subject(inputs["subject"], spec, execution, own_device(execution.device))
+    stream = inputs["stream"] if "stream" in inputs else inputs["tokens"]
+    read = rows(stream, execution, spec.window)
+    located = [sites.locate(model, _spec(job).site) for job in jobs]
+    active = Activity(model, located, read, order.order(spec, read), execution.batch_tokens, ranks)
+    opening = active.windows(active.order.opening(max(OPENING_TOKENS, spec.batch)))
+    held_out = active.of(active.held_out())
+    learners = [
+        _learner(job, where, opening[where], execution, ranks) for job, where in zip(jobs, located, strict=True)
+    ]
+    means = {where: y_NE.float().mean(0) for where, (_, y_NE) in opening.items()}
+    del opening
+
     with running.progress.stage("train the coder", spec.steps) as advance:
-        for step in range(spec.steps):
-            x_ND, y_NE = batches.next(spec.batch)
-            code = coder.encode(x_ND)
-            loss = (coder.decode(code) + coder.beside(x_ND) - y_NE).square().sum(-1).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            for group in optimizer.param_groups:
-                group["lr"] = spec.rate * schedule(step, spec.steps)
-            optimizer.step()
-            if step % 50 == 0 or step == spec.steps - 1:
-                with torch.no_grad():
-                    curve.append({"step": step, "fvu": fvu(coder, held_out_x, held_out_y)})
-                advance(0, f"FVU {curve[-1]['fvu']:.3f}")
+        began = min(learner.step for learner in learners)
+        advance(began, "kept from before" if began else "")
+        started = saved = time.monotonic()
+        for step in range(began, spec.steps):
+            batches = active.batch(step)
+            learning = [learner for learner in learners if learner.step == step]  # the others were saved later
+            for learner in learning:
+                learner.learn(*batches[learner.located], ranks)
+            last = step == spec.steps - 1
+            if step % POINT_EVERY == 0 or last:
+                for learner in learning:
+                    learner.point(*held_out[learner.located])
+                advance(0, note(learners, (step + 1 - began) * spec.batch / (time.monotonic() - started)))
+            if last or time.monotonic() - saved >= execution.save_seconds:
+                for learner in learning:
+                    learner.save()
+                saved = time.monotonic()
             advance(1)
-    with torch.no_grad():
-        summary = {
-            "curve": curve,
-            "fvu": curve[-1]["fvu"],
-            "live_share": live_share(coder, batches, LIVE_TOKENS),
-            "site": located.name,
-            "tokens_seen": spec.steps * spec.batch,
-        }
-    form.save(coder, out)
-    (out / "training.json").write_text(json.dumps(summary, indent=1))
+    finish(learners, active, held_out, means, inputs, ranks)
 
 
-def initial(spec: CoderSpec, x_ND: "Tensor", y_NE: "Tensor") -> form.Coder:
-    """The constant function: nothing decoded, no skip, the mean as bias; latents centred on the data."""
-    import torch
+def note(learners: Sequence[Learner], tokens_a_second: float) -> str:
+    """What the latest points of the curves say, in a few words."""
+    points = [learner.curve[-1] for learner in learners if learner.curve]
 
-    draws = torch_generator(spec.seed, "coder", "weights")
-    enc_LD = torch.nn.functional.normalize(torch.randn(spec.width, x_ND.shape[1], generator=draws), dim=-1)
-    enc_LD = enc_LD / x_ND.std(0).mean()
-    return form.Coder(
-        enc_LD=enc_LD,
-        enc_bias_L=-(enc_LD @ x_ND.mean(0)),
-        dec_LE=torch.zeros(spec.width, y_NE.shape[1]),
-        dec_bias_E=y_NE.mean(0),
-        skip_ED=torch.zeros(y_NE.shape[1], x_ND.shape[1]) if spec.skip else None,
-        k=spec.k,
+    def spelled(name: str, form: str) -> str:
+        lowest, highest = (format(pick(point[name] for point in points), form) for pick in (min, max))
+        return lowest if lowest == highest else f"{lowest} to {highest}"
+
+    return (
+        f"FVU {spelled('fvu', '.3f')}, L0 {spelled('l0', '.1f')}, {spelled('dead_share', '.0%')} dead, "
+        f"{tokens_a_second:,.0f} tokens/s"
     )
 
 
-def fvu(coder: form.Coder, x_ND: "Tensor", y_NE: "Tensor") -> float:
-    """Fraction of variance unexplained."""
-    error = (coder.decode(coder.encode(x_ND)) + coder.beside(x_ND) - y_NE).square().sum()
-    return float(error / (y_NE - y_NE.mean(0)).square().sum())
+# -- within -----------------------------------------------------------------------------------------------------------
 
 
-def live_share(coder: form.Coder, batches: "_Activations", tokens: int) -> float:
-    import torch
-
-    counts = torch.zeros(coder.latents, dtype=torch.int64)
-    for _ in range(tokens // HELD_OUT_TOKENS):
-        code = coder.encode(batches.next(HELD_OUT_TOKENS)[0])
-        counts += torch.bincount(code.indices[code.values > 0], minlength=coder.latents)
-    return float((counts > LIVE * tokens).float().mean())
+def _spec(job: Job) -> CoderSpec:
+    assert isinstance(job.spec, CoderSpec)
+    return job.spec
 
 
-def schedule(step: int, steps: int) -> float:
-    """Linear warm-up, constant, linear decay to zero."""
-    return min(1.0, (step + 1) / WARM_UP, (steps - step) / max(1.0, DECAY * steps))
-
-
-class _Activations:
-    """An endless stream of (x, y) rows: random windows of the token stream, mixed in a reservoir."""
-
-    def __init__(
-        self, model: "nn.Module", located: sites.Located, stream_N: np.ndarray, spec: CoderSpec, batch_tokens: int
-    ) -> None:
-        self._model, self._located, self._stream_N = model, located, stream_N
-        self._windows = generator(spec.seed, "coder", "windows")
-        self._mixing = torch_generator(spec.seed, "coder", "mixing")
-        self._windows_at_once = max(1, batch_tokens // CONTEXT)
-        self._rows: tuple[Tensor, Tensor] | None = None
-        self._at = 0
-        if len(stream_N) <= CONTEXT:
-            raise SettingError(
-                f"the text is too short to train a coder on: the train split has {len(stream_N)} tokens, a window has "
-                f"{CONTEXT}. Give more text"
-            )
-
-    def next(self, count: int) -> "tuple[Tensor, Tensor]":
-        if self._rows is None or self._at + count > len(self._rows[0]):
-            self._rows, self._at = self._fresh(max(RESERVOIR_TOKENS, count)), 0
-        x_ND, y_NE = self._rows
-        rows = slice(self._at, self._at + count)
-        self._at += count
-        return x_ND[rows], y_NE[rows]
-
-    def _fresh(self, tokens: int) -> "tuple[Tensor, Tensor]":
-        import torch
-
-        starts = self._windows.integers(0, len(self._stream_N) - CONTEXT, -(-tokens // CONTEXT))
-        ids = torch.from_numpy(self._stream_N[starts[:, None] + np.arange(CONTEXT)].astype(np.int64))
-        parts = ids.split(self._windows_at_once)  # execution alone: which windows there are does not depend on it
-        records = [sites.activations_upto(self._model, self._located, part) for part in parts]
-        order = torch.randperm(ids.numel(), generator=self._mixing)
-        x_ND = torch.cat([record.x.flatten(0, 1) for record in records])[order]
-        return x_ND, torch.cat([record.y.flatten(0, 1) for record in records])[order]
+def _learner(job: Job, located: Located, opening: Batch, execution: "Execution", ranks: Ranks) -> Learner:
+    """A coder at its start, or where it was saved."""
+    spec = _spec(job)
+    learned = Learned.initial(spec, *opening)
+    slots = None if job.work is None or ranks.rank else Slots(job.work, spec, execution)
+    learner = Learner(
+        job=job,
+        located=located,
+        learned=learned,
+        optimizer=optimizer(spec, learned.parameters(), learned.settle),
+        meter=Meter(opening[0].device),
+        slots=slots,
+    )
+    saved = kept(slots, ranks)
+    if saved is not None:
+        learner.restore(saved)
+        log.info("training of a coder goes on at step %d of %d", saved.step, spec.steps)
+    return learner
