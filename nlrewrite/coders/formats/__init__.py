@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 
 from nlrewrite.coders.form import Coder
-from nlrewrite.coders.formats import gemma_scope, saelens, sparsify
+from nlrewrite.coders.formats import dictionary_learning, gemma_scope, gpt2_transcoders, openai, saelens, sparsify
 from nlrewrite.coders.formats.loaded import About, FileFormat, Loaded, folder_of, told
 from nlrewrite.errors import SettingError, Unreachable
 
 __all__ = ["FORMATS", "About", "FileFormat", "Loaded", "load", "recognise", "save"]
 
-FORMATS: dict[str, FileFormat] = {each.name: each for each in (sparsify.FORMAT, saelens.FORMAT, gemma_scope.FORMAT)}
+FORMATS: dict[str, FileFormat] = {
+    each.FORMAT.name: each.FORMAT
+    for each in (sparsify, saelens, gemma_scope, gpt2_transcoders, dictionary_learning, openai)
+}
 NAMED_AT_MOST = 8
 
 

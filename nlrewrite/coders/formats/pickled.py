@@ -10,6 +10,7 @@ its real functions, whose attributes a pickle can set; here there is no such lis
 """
 
 import io
+import json
 import pickle
 import pickletools
 import zipfile
@@ -58,6 +59,9 @@ class Foreign(metaclass=Inert):
     name = "a foreign class"
     state: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<{type(self).name}>"
+
     def __new__(cls, *args: Any, **kwargs: Any) -> "Foreign":
         made = object.__new__(cls)
         object.__setattr__(made, "state", {})
@@ -88,6 +92,35 @@ def read(path: Path) -> Any:
         ) from error
     except (zipfile.BadZipFile, EOFError) as error:
         raise CorruptArtifact(f"{path} is cut short or damaged ({error}). Fetch it again") from error
+
+
+def tensors(
+    state: Any, path: Path, needed: set[str], others: frozenset[str] | set[str] = frozenset()
+) -> dict[str, Tensor]:
+    """The tensors of a state dict; refused when one is missing, or when there is one that nobody here would read."""
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise CorruptArtifact(f"{path} has no tensors by name. Name its format, or download it again")
+    if missing := needed - set(state):
+        raise CorruptArtifact(
+            f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(sorted(state)) or 'nothing'}. "
+            f"Name its format, or download it again"
+        )
+    if strange := set(state) - needed - others:
+        raise SettingError(
+            f"{path} has entries that this format does not know, and they may change what the coder writes: "
+            f"{', '.join(sorted(strange))}. Read it with the package that wrote it, and save it without them"
+        )
+    found = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if wrong := needed - set(found):
+        raise CorruptArtifact(f"{path}: {', '.join(sorted(wrong))} is no tensor. Download it again")
+    return found
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Settings as JSON has them; what it has no word for as text."""
+    if not isinstance(settings, dict):
+        return {}
+    return json.loads(json.dumps({str(name): value for name, value in settings.items()}, default=str))
 
 
 class _Refused(Exception):
