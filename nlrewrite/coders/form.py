@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 WEIGHTS = "coder.safetensors"
 CONFIG = "coder.json"
-ENCODED_AT_ONCE = 1 << 24  # rows x latents of one chunk
 Activation = Literal["topk", "jumprelu", "relu"]
 """What a coder in use can have; a BatchTopK has become the JumpReLU of its mean threshold."""
 
@@ -45,30 +44,50 @@ class Coder:
         return self.enc_LD.shape[0]
 
     def encode(self, x_ND: "Tensor") -> Code:
-        """The active latents of each row; of a topk the k largest, negative ones with value zero."""
+        """The active latents of each row; of a topk the k largest, negative ones with value zero. No gradient."""
         import torch
 
-        rows = max(1, ENCODED_AT_ONCE // self.latents)
-        parts = [
-            torch.topk(torch.addmm(self.enc_bias_L, part, self.enc_LD.T), self.k, dim=-1, sorted=False)
-            for part in x_ND.split(rows)
-        ]
-        values = torch.cat([part.values for part in parts]).clamp_min(0.0)
-        return Code.table(values, torch.cat([part.indices for part in parts]))
+        from nlrewrite.coders import ops
+
+        x_ND = x_ND.flatten(0, -2)
+        chunks = ops.encoded(x_ND, self.enc_LD.detach(), self.enc_bias_L.detach())
+        indices = x_ND.new_empty(0, dtype=torch.int64)
+        if self.activation == "topk":
+            values_NK = self.enc_bias_L.detach().new_empty(len(x_ND), self.k)
+            indices_NK = indices.new_empty(len(x_ND), self.k)
+            for part, p_NL in chunks:
+                values_NK[part], indices_NK[part] = ops.topk(p_NL, self.k)
+            return Code.table(values_NK.clamp_min_(0.0), indices_NK)
+        bound_L = self._bound()
+        found = [(indices, indices, self.enc_bias_L.detach()[:0])]
+        for part, p_NL in chunks:
+            row, latent = ops.above(p_NL, bound_L)
+            found.append((row + part.start, latent, p_NL[row, latent]))
+        row_P, indices_P, values_P = (torch.cat(each) for each in zip(*found, strict=True))
+        ends = torch.bincount(row_P, minlength=len(x_ND)).cumsum(0)
+        return Code(indices_P, values_P, torch.cat([ends.new_zeros(1), ends]))
 
     def decode(self, code: Code) -> "Tensor":
         """What the active latents write, without skip and bias: [N, E]."""
-        import torch
+        from nlrewrite.coders import ops
 
-        return torch.nn.functional.embedding_bag(
-            code.indices, self.dec_LE, code.offsets[:-1], per_sample_weights=code.values, mode="sum"
-        )
+        return ops.bag(code.values, code.indices, code.offsets, self.dec_LE)
 
     def beside(self, x_ND: "Tensor") -> "Tensor":
         """What the coder writes beside its latents: the skip term and the bias."""
+        x_ND = x_ND.flatten(0, -2)
         if self.skip_ED is None:
             return self.dec_bias_E.expand(len(x_ND), -1)
         return x_ND @ self.skip_ED.T + self.dec_bias_E
+
+    def _bound(self) -> "Tensor":
+        """[L]: what a pre-activation must exceed."""
+        import torch
+
+        if self.activation == "relu":
+            return torch.zeros_like(self.enc_bias_L)
+        assert self.threshold_L is not None, "a jumprelu has thresholds"
+        return self.threshold_L.detach().clamp_min(0.0)
 
     def parameters(self) -> "list[Tensor]":
         some = [self.enc_LD, self.enc_bias_L, self.dec_LE, self.dec_bias_E, self.skip_ED, self.threshold_L]
@@ -103,11 +122,14 @@ def load(weights: Path, config: Path) -> Coder:
     if activation not in ("topk", "jumprelu", "relu"):
         raise CorruptArtifact(f"{config} names no activation that a coder has: {activation!r}. Build the coder again")
     return Coder(
-        *(named[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")),
-        named.get("W_skip"),
-        int(settings["k"]),
-        activation,
-        named.get("threshold"),
+        enc_LD=named["W_enc"],
+        enc_bias_L=named["b_enc"],
+        dec_LE=named["W_dec"],
+        dec_bias_E=named["b_dec"],
+        skip_ED=named.get("W_skip"),
+        k=int(settings["k"]),
+        activation=activation,
+        threshold_L=named.get("threshold"),
     )
 
 

@@ -1,4 +1,4 @@
-"""A coder's loss written out with all latents of all tokens, in float64 and by ordinary autograd: what to compare with."""
+"""A coder's loss with all latents of all tokens, in float64 and by ordinary autograd: what to compare with."""
 
 from dataclasses import dataclass
 from typing import Any
