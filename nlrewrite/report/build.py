@@ -17,7 +17,7 @@ from nlrewrite.report import asked as questions
 from nlrewrite.report import facts, figure, figures, latents, page, papers, probes, reliability
 from nlrewrite.report.figure import Figure
 from nlrewrite.score.build import read_scores
-from nlrewrite.specs import ReportSpec
+from nlrewrite.specs import ReportSpec, Spec
 
 if TYPE_CHECKING:
     from nlrewrite.steps import Running
@@ -68,7 +68,7 @@ def build(spec: ReportSpec, inputs: dict[str, Folder], out: Path, running: "Runn
     log.info("report: %d figures, %d latents, %d characters", len(written), len(listed), len(content))
 
 
-def provenance(spec: ReportSpec, inputs: dict[str, Folder]) -> dict[str, Any]:
+def provenance(spec: Spec, inputs: dict[str, Folder], kind: str = "report") -> dict[str, Any]:
     """What the numbers were made of: every input's name and spec, the code and the packages."""
     commit, edited = steps.checkout()
     artifacts = {
@@ -81,7 +81,7 @@ def provenance(spec: ReportSpec, inputs: dict[str, Folder]) -> dict[str, Any]:
     }
     return {
         "artifacts": artifacts,
-        "report": {"version": steps.STEPS["report"].version, "spec": spec.model_dump(mode="json")},
+        "report": {"version": steps.STEPS[kind].version, "spec": spec.model_dump(mode="json")},
         "commit": commit,
         "edited_since_commit": edited,
         "packages": {**steps.packages(), "matplotlib": importlib.metadata.version("matplotlib")},

@@ -55,16 +55,6 @@ def page(
     headline = results["headline"]
     quoted = quoted_row(results)
     title = wording.title(facts)
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=policy()),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("title", title),
-        el("link", rel="icon", href="data:,"),
-        verbatim("style", STYLE),
-    )
     absent = {"probes": not probed, "papers": not papers, "asked": asked is None}
     links = (el("a", name, href=f"#{key}") for key, name in SECTIONS.items() if not absent.get(key))
     body = el(
@@ -90,8 +80,23 @@ def page(
             _papers(papers) if papers else None,
             listing(latents, facts),
         ),
-        _provenance(results["provenance"]),
+        provenance(results["provenance"]),
         verbatim("script", SCRIPT),
+    )
+    return document(title, body, policy())
+
+
+def document(title: str, body: Markup, policy: str) -> str:
+    """The file that a browser reads."""
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=policy),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("title", title),
+        el("link", rel="icon", href="data:,"),
+        verbatim("style", STYLE),
     )
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
 
@@ -240,10 +245,11 @@ def _cards(headline: Row, quoted: Row, facts: Facts) -> Markup:
 
 
 def _figures(figures: Sequence[Figure]) -> Markup:
-    return el("section", el("h2", "Figures"), el("div", *map(_figure, figures), class_="figures"), id="figures")
+    return el("section", el("h2", "Figures"), el("div", *map(framed, figures), class_="figures"), id="figures")
 
 
-def _figure(figure: Figure) -> Markup:
+def framed(figure: Figure) -> Markup:
+    """A figure with its words."""
     return el(
         "figure",
         el("h3", figure.title),
@@ -261,7 +267,7 @@ def _probed(probed: Sequence[Probed]) -> Markup:
         "know the truth and err as often as set."
     )
     shown = (
-        el("div", el("div", _figure(figure), class_="figures"), *found[:1], _folded(found[1:]), class_="probe")
+        el("div", el("div", framed(figure), class_="figures"), *found[:1], _folded(found[1:]), class_="probe")
         for figure, found in probed
     )
     return el("section", el("h2", SECTIONS["probes"]), el("p", about, class_="about"), *shown, id="probes")
@@ -278,7 +284,7 @@ def _papers(entries: Sequence[Entry]) -> Markup:
         "Language?” (2025), a their appendices. Each is a file of its own beside this page, figures/NAME.svg, with "
         "what it draws in figures/NAME.parquet."
     )
-    drawn = [_figure(each.figure) for each in entries if each.figure is not None and not each.same_as]
+    drawn = [framed(each.figure) for each in entries if each.figure is not None and not each.same_as]
     return el(
         "section",
         el("h2", SECTIONS["papers"]),
@@ -334,19 +340,20 @@ def _method(facts: Facts, headline: Row) -> Markup:
 # -- provenance -------------------------------------------------------------------------------------------------------
 
 
-def _provenance(provenance: Mapping[str, Any]) -> Markup:
-    packages = [[name, " ", el("code", version), ", "] for name, version in provenance["packages"].items()]
+def provenance(made: Mapping[str, Any]) -> Markup:
+    """What the numbers were made of, at the end of the page."""
+    packages = [[name, " ", el("code", version), ", "] for name, version in made["packages"].items()]
     packages[-1][-1] = "."
     return el(
         "footer",
         el("h2", "Provenance", id="provenance"),
         el("p", "Every artifact is named by what it was made from: equal names, equal numbers.", class_="about"),
-        tables.artifacts(provenance["artifacts"]),
+        tables.artifacts(made["artifacts"]),
         el(
             "p",
             "Code: ",
-            el("code", provenance["commit"] or "not from a checkout"),
-            ", with edits since" if provenance["edited_since_commit"] else None,
+            el("code", made["commit"] or "not from a checkout"),
+            ", with edits since" if made["edited_since_commit"] else None,
             ". Packages: ",
             together(packages),
             class_="packages",
