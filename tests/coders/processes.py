@@ -14,8 +14,14 @@ from pathlib import Path
 
 import torch
 
-from nlrewrite.coders import ranks
+from nlrewrite.coders import finish, followers, ranks
+from nlrewrite.coders.learned import Learned
 from nlrewrite.errors import Unreachable
+from nlrewrite.execution import Execution
+from nlrewrite.seeds import torch_generator
+from nlrewrite.specs import CoderSpec, Site
+from nlrewrite.steps import Job
+from tests.coders import small_training
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,10 +105,70 @@ def lost(group):
     return {}
 
 
-ACTS = {"sums": sums, "lost": lost}
+def step(group):
+    """One training step of each coder of `STEPS` on this process's part of a batch: loss and gradients."""
+    return {name: stepped(spec, group) for name, spec in STEPS.items()}
+
+
+ACTS = {"sums": sums, "lost": lost, "step": step}
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+STEPS = {
+    "topk": CoderSpec(width=96, k=5, loss="fvu", init="uniform", auxk=8, dead_after=1),
+    "batchtopk": CoderSpec(width=96, k=5, activation="batchtopk", skip=False),
+    "relu": CoderSpec(width=96, activation="relu", penalty=0.01, loss="relative"),
+    "jumprelu": CoderSpec(width=96, activation="jumprelu", penalty=0.01, bandwidth=0.5),
+    "sae": CoderSpec(
+        site=Site(kind="residual"), width=96, k=5, skip=False, init="tied", tied_bias=True, unit_decoder=True
+    ),
+}
+ROWS = 61
+LIVE_TOKENS = 256
+
+
+def stepped(spec, group):
+    """Loss and gradients, with three latents that have been silent."""
+    draws = torch_generator(0, "step")
+    x, y = 0.5 + torch.randn(ROWS, 12, generator=draws), torch.randn(ROWS, 12, generator=draws) - 1
+    y = x if spec.site.kind == "residual" else y
+    learned = Learned.initial(spec, x, y)
+    with torch.no_grad():
+        for weight in learned.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=draws)
+        learned.settle()
+    learned._memory["since"][:3] = 5
+    share = group.share(ROWS)
+    loss = learned.loss(x[share], y[share], 3, group)
+    loss.total.backward()
+    group.sum_gradients(learned.parameters())
+    return {
+        "total": float(group.total(loss.total)),
+        **{name: float(getattr(loss, name)) for name in ("error", "variance", "active", "penalty", "auxk")},
+        "dead": learned.dead().tolist(),
+        "threshold": float(learned.state()["running_threshold"]),
+        "gradients": {name: weight.grad.flatten().tolist() for name, weight in learned.weights.items()},
+    }
+
+
+def train(folder, store, save_seconds):
+    """What a command does: rank 0 trains the coders of `specs.json`, and the others are called to it."""
+    finish.LIVE_TOKENS = LIVE_TOKENS
+    specs = [CoderSpec.model_validate(each) for each in json.loads((Path(store) / "specs.json").read_text())]
+    with followers.together(Execution(store=store)) as leads:
+        if leads:
+            given = small_training.inputs(Path(store))
+            works = [small_training.work(Path(store), f"coder {number}") for number in range(len(specs))]
+            jobs = [Job(spec, Path(folder) / str(number), works[number]) for number, spec in enumerate(specs)]
+            small_training.together(given, jobs, save_seconds=float(save_seconds))
+
 
 if __name__ == "__main__":
-    act, folder, *_ = sys.argv[1:]
+    act, folder, *arguments = sys.argv[1:]
+    if act == "train":
+        train(folder, *arguments)
+        sys.exit()
     ranks.join()
     rank = ranks.joined().rank
     try:
