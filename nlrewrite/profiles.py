@@ -225,6 +225,10 @@ def require_runnable(profile: str, spec: RewriteSpec) -> None:
         raise SettingError(
             f"the revision of {spec.subject.model} is not chosen. Choose one with --set subject.revision=<commit>"
         )
+    if isinstance(spec.coder, specs.HubCoder) and spec.coder.revision == UNCHOSEN:
+        raise SettingError(
+            f"the revision of {spec.coder.repo} is not chosen. Choose one with --set coder.revision=<commit>"
+        )
     source = spec.text.source
     if isinstance(source, specs.HubDataset) and source.revision == UNCHOSEN:
         raise SettingError(
@@ -248,6 +252,10 @@ def filled(spec: RewriteSpec, execution: Execution) -> RewriteSpec:
         from nlrewrite.text import streams
 
         update["coder"] = spec.coder.model_copy(update={"data": streams.identified(spec.coder.data, execution)})
+    elif isinstance(spec.coder, specs.FolderCoder):
+        from nlrewrite.coders import files
+
+        update["coder"] = files.identified(spec.coder, execution)
     update |= _asked(spec, execution)
     return spec.model_copy(update=update)
 

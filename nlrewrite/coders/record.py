@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nlrewrite.artifacts import Folder
+from nlrewrite.coders.files import RECORD
 from nlrewrite.errors import CorruptArtifact
 from nlrewrite.specs import Site
 
 if TYPE_CHECKING:
     from nlrewrite.coders.form import Coder
 
-RECORD = "record.json"
 Kind = Literal["sae", "transcoder", "skip-transcoder"]
 
 

@@ -129,14 +129,23 @@ def fingerprint(folder: Path, option: str = "--subject-folder") -> str:
 # -- the hub ----------------------------------------------------------------------------------------------------------
 
 
-def download(model: str, revision: str, patterns: tuple[str, ...]) -> Path:
-    """A local folder with the files of `model` at `revision` that match `patterns`, fetched unless cached."""
+def download(
+    model: str,
+    revision: str,
+    patterns: tuple[str, ...],
+    named_by: str = "subject.model",
+    fixed_by: str = "subject.revision or evaluate.checkpoints",
+) -> Path:
+    """A local folder with the files of `model` at `revision` that match `patterns`, fetched unless cached.
+
+    `named_by` and `fixed_by` are the settings that a message asks to change.
+    """
     import huggingface_hub
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
     log.info("reading %s at %s from the hub", model, revision[:12])
-    with _reaching(model, revision):
+    with _reaching(model, revision, named_by, fixed_by):
         return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
 
 
@@ -150,17 +159,20 @@ def hub_files(model: str, revision: str, patterns: tuple[str, ...]) -> list[str]
 
 
 @contextmanager
-def _reaching(model: str, revision: str) -> Iterator[None]:
+def _reaching(
+    model: str,
+    revision: str,
+    named_by: str = "subject.model",
+    fixed_by: str = "subject.revision or evaluate.checkpoints",
+) -> Iterator[None]:
     from huggingface_hub import errors
 
     try:
         yield
     except errors.HFValidationError as error:
-        raise SettingError(f"{model!r} is no model id: {error}. Change --set subject.model") from error
+        raise SettingError(f"{model!r} is no model id: {error}. Change --set {named_by}") from error
     except errors.RevisionNotFoundError as error:
-        raise Unreachable(
-            f"the hub has no revision {revision} of {model}. Change --set subject.revision or evaluate.checkpoints"
-        ) from error
+        raise Unreachable(f"the hub has no revision {revision} of {model}. Change --set {fixed_by}") from error
     except errors.RepositoryNotFoundError as error:
         raise Unreachable(
             f"the hub shows no model {model}: it is not there, or needs a login. Check the id, or run: hf auth login"

@@ -2,7 +2,7 @@
 
 In: `...sparse_autoencoder_<model>_<hook>_<latents>.pt`, a torch pickle of {"cfg": its configuration, "state_dict"}.
 Out: the coder in its one form. Invariant: latents are relu((x - b_dec) W_enc + b_enc); a transcoder writes with W_dec
-and adds b_dec_out, an SAE (early SAELens kept them in the same files) adds b_dec again. x is what the file's hook names:
+and adds b_dec_out, an SAE (early SAELens kept them in the same files) adds b_dec again. x is what the hook in it names:
 where that is a LayerNorm's normalised input, `folding` makes it the input of the subject's MLP.
 """
 
