@@ -22,6 +22,7 @@ from pydantic import Field
 from flows.history import wait_until_whole
 from nlrewrite import pipeline
 from nlrewrite.artifacts import Artifact, Store, digest
+from nlrewrite.coders import telling
 from nlrewrite.composition import WALKS
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
@@ -174,8 +175,13 @@ def show_steps(rows: list[pipeline.StepRow]) -> None:
 
 
 def show_results(outcome: pipeline.Outcome) -> None:
+    report = outcome.report_path.resolve()
+    create_link_artifact(report.as_uri(), link_text=str(report), key="report", description="The report, one file.")
+    if telling.is_of_coders(outcome.results):
+        create_markdown_artifact(telling.headline(outcome.results), key="results", description="What was found.")
+        for name, table in telling.tables(outcome.results).items():
+            create_markdown_artifact(table, key=name, description=f"The {name} of this run.")
+        return
     create_markdown_artifact(results_markdown(outcome.results), key="results", description="What the rewriting costs.")
     for probe, table in tables(outcome.results).items():
         create_markdown_artifact(table, key=f"probe-{probe}", description=f"What the probe {probe} found.")
-    report = outcome.report_path.resolve()
-    create_link_artifact(report.as_uri(), link_text=str(report), key="report", description="The report, one file.")

@@ -366,21 +366,28 @@ def pilot_text(result: Mapping[str, Any], whole: int | None) -> str:
 
 def finished(outcome: "Outcome", output: Output) -> str:
     """What is printed at the end of a run."""
+    from nlrewrite.coders import telling
+
+    of_coders = telling.is_of_coders(outcome.results)
     if output.json:
         told = {
             "results": str(outcome.results_path),
             "report": str(outcome.report_path),
-            "headline": outcome.results["headline"],
+            "headline": telling.headline(outcome.results) if of_coders else outcome.results["headline"],
             "steps": outcome.results["steps"],
         }
         return json.dumps(told, indent=1, ensure_ascii=False)
     paths = f"results: {outcome.results_path}\nreport:  {outcome.report_path}"
+    said = telling.headline(outcome.results) if of_coders else headline(outcome.results)
     if output.quiet:
-        return f"{headline(outcome.results)}\n{paths}"
+        return f"{said}\n{paths}"
+    if of_coders:
+        shown = [found for name, found in telling.tables(outcome.results).items() if name != "curves"]
+        return "\n\n".join([steps_table(outcome.rows), *shown, said, paths])
     from nlrewrite.probes.telling import tables
 
     probed = [f"{name}:\n{found}" for name, found in tables(outcome.results).items()]
-    measured = [results_table(outcome.results), *probed, headline(outcome.results)]
+    measured = [results_table(outcome.results), *probed, said]
     return "\n\n".join([steps_table(outcome.rows), *measured, paths])
 
 
