@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-LAYER, WIDTH, K, TOKENS, WINDOW, D = 3, 8192, 32, 4096, 512, 256
+from benchmarks.train_sizes import BATCH, LATENTS, LAYER, SEQUENCES, WINDOW, D, K
+
 NEVER = 1 << 40
 
 set_products = torch.set_float32_matmul_precision
@@ -68,7 +69,7 @@ def rows(folder: Path, steps: int) -> Any:
     """The first rows of the file, in memory: as many as `steps` need."""
     from datasets import Dataset
 
-    ids = np.fromfile(folder / "rows.bin", dtype=np.uint16).reshape(-1, WINDOW)[: steps * TOKENS // WINDOW]
+    ids = np.fromfile(folder / "rows.bin", dtype=np.uint16).reshape(-1, WINDOW)[: steps * SEQUENCES]
     return Dataset.from_dict({"input_ids": ids.astype(np.int64)}).with_format("torch")
 
 
@@ -87,8 +88,8 @@ def sparsify(
 
     with tempfile.TemporaryDirectory() as scratch:
         config = TrainConfig(
-            SparseCoderConfig(num_latents=WIDTH, k=K, skip_connection=True, transcode=True),
-            batch_size=TOKENS // WINDOW,
+            SparseCoderConfig(num_latents=LATENTS, k=K, skip_connection=True, transcode=True),
+            batch_size=SEQUENCES,
             optimizer=optimizer,
             lr=rate,
             lr_warmup_steps=warm_up,
@@ -120,7 +121,7 @@ def saelens(folder: Path, steps: int) -> dict[str, Any]:
     logging.getLogger("sae_lens").setLevel(logging.ERROR)
     hook = f"gpt_neox.layers.{LAYER}"
     config = LanguageModelSAERunnerConfig(
-        sae=TopKTrainingSAEConfig(d_in=D, d_sae=WIDTH, k=K),
+        sae=TopKTrainingSAEConfig(d_in=D, d_sae=LATENTS, k=K),
         model_name="stand-in",
         model_class_name="AutoModelForCausalLM",
         hook_name=hook,
@@ -129,9 +130,9 @@ def saelens(folder: Path, steps: int) -> dict[str, Any]:
         streaming=False,
         prepend_bos=False,
         context_size=WINDOW,
-        training_tokens=steps * TOKENS,
-        train_batch_size_tokens=TOKENS,
-        store_batch_size_prompts=TOKENS // WINDOW,
+        training_tokens=steps * BATCH,
+        train_batch_size_tokens=BATCH,
+        store_batch_size_prompts=SEQUENCES,
         n_batches_in_buffer=16,
         logger=LoggingConfig(log_to_wandb=False),
         n_checkpoints=0,
