@@ -20,7 +20,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "ae.pt": ("config.json",),
 }
 """Names of files with weights, and what is read beside each where it is there. Another *.pt stands alone."""
-PICKLE = "*.pt"
+PICKLE, LAYER = "*.pt", "{layer}"
 
 
 def patterns(path: str) -> list[str]:
@@ -51,17 +51,34 @@ def files(path: Path) -> list[Path]:
     return there
 
 
-def fingerprint(path: Path) -> str:
-    """sha256 over the names and bytes of the coder's files."""
+def fingerprint(root: Path, path: str = "") -> str:
+    """sha256 over the names and bytes of the coder's files; where `path` leaves its layer open, of those of all layers.
+
+    One coder's files count by their own names, several coders' by their places in the folder.
+    """
+    places = sorted(root.glob(path.replace(LAYER, "*"))) if LAYER in path else [root / path]
+    if not places:
+        raise Unreachable(f"there is no {root / path} for any layer. Change --set coder.path or --coder-folder")
     total = hashlib.sha256()
-    for each in files(path):
-        with open(each, "rb") as file:
-            total.update(f"{each.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    for place in places:
+        for each in files(place):
+            name = each.relative_to(root).as_posix() if LAYER in path else each.name
+            with open(each, "rb") as file:
+                total.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
 
 
-def place(execution: Execution) -> Path:
-    """Where the local coder lies."""
+def is_of(content: str, root: Path, path: str, layer: int) -> bool:
+    """Whether `content` is the fingerprint of this coder's files, or of those of all layers among which this one is."""
+    if fingerprint(root, path) == content:
+        return True
+    number, at = str(layer), [begin for begin in range(len(path)) if path.startswith(str(layer), begin)]
+    opened = [path[:begin] + LAYER + path[begin + len(number) :] for begin in at]
+    return any(fingerprint(root, each) == content for each in opened)
+
+
+def folder(execution: Execution) -> Path:
+    """Where local coders lie."""
     if execution.coder_folder is None:
         raise SettingError("coder.kind is folder and no folder is given. Name one with --coder-folder")
     return Path(execution.coder_folder)
@@ -69,4 +86,4 @@ def place(execution: Execution) -> Path:
 
 def identified(spec: FolderCoder, execution: Execution) -> FolderCoder:
     """`spec` with its content filled in; one that names a content already stays as it is."""
-    return spec if spec.content else spec.model_copy(update={"content": fingerprint(place(execution))})
+    return spec if spec.content else spec.model_copy(update={"content": fingerprint(folder(execution), spec.path)})

@@ -73,13 +73,13 @@ def build(spec: HubCoder | FolderCoder, inputs: Mapping[str, Folder], out: Path,
 def fetched(spec: HubCoder | FolderCoder, execution: Execution) -> tuple[Path, str]:
     """The coder's folder or file on this machine, and the words that name its source."""
     if isinstance(spec, FolderCoder):
-        path = files.place(execution)
-        if spec.content and (found := files.fingerprint(path)) != spec.content:
+        root = files.folder(execution)
+        if spec.content and not files.is_of(spec.content, root, spec.path, spec.site.layer):
             raise SettingError(
-                f"the files of the coder in {path} are not those that were named: sha256 {found[:16]} instead of "
+                f"the files of the coder in {root / spec.path} are not those whose sha256 begins with "
                 f"{spec.content[:16]}. Put them back, or leave out coder.content"
             )
-        return path, f"sha256:{spec.content or files.fingerprint(path)}"
+        return root / spec.path, f"sha256:{files.fingerprint(root, spec.path)}"
     patterns = tuple(files.patterns(spec.path))
     root = load.download(spec.repo, spec.revision, patterns, "coder.repo", "coder.revision")
     path = root / spec.path
