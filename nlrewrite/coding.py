@@ -109,10 +109,11 @@ class CoderSpec(Spec):
         "norm of what is to be written.",
         json_schema_extra=NEW,
     )
-    init: Literal["constant", "uniform", "tied"] = Field(
+    init: Literal["constant", "uniform", "tied", "random"] = Field(
         default="constant",
         description="constant and uniform start from the mean, with encoder rows of unit length on the data's scale or "
-        "uniform ones (the published transcoders); tied: the decoder is the encoder, of unit length (the SAEs).",
+        "uniform ones (the published transcoders); tied: the decoder is the encoder, of unit length (the SAEs); "
+        "random: both are drawn, the decoder of unit length (for relu transcoders).",
         json_schema_extra=NEW,
     )
     unit_decoder: bool = Field(
@@ -192,9 +193,10 @@ class CoderSpec(Spec):
                 f"an mlp site reads one thing and writes another, and cannot tie them: tied_bias={self.tied_bias}, "
                 f"init={self.init}. Use --set coder.{name}"
             )
-        if self.unit_decoder and self.init != "tied":
+        if self.unit_decoder and self.init not in ("tied", "random"):
+            better = "random" if self.site.kind == "mlp" else "tied"
             raise ValueError(
-                f"a decoder of unit length cannot start from zero: init={self.init}. Use --set coder.init=tied"
+                f"a decoder of unit length cannot start from zero: init={self.init}. Use --set coder.init={better}"
             )
         if self.penalty and self.activation not in ("relu", "jumprelu"):
             raise ValueError(

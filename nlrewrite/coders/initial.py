@@ -1,11 +1,12 @@
 """Where a coder's training starts.
 
-In: the spec and the first activations. Out: the weights. Invariant: a function of (spec, activations) alone; every
-kind starts from the mean of y and from latents that are centred on the mean of x.
+In: the spec and the first activations. Out: the weights. Invariant: a function of (spec, activations) alone; the bias
+starts as the mean of y, and latents are centred on the mean of x (or, with a tied bias, on that of y).
 
     constant   encoder rows of unit length over the data's scale; nothing decoded, no skip: the mean alone
     uniform    encoder entries uniform within 1 / root of the width; otherwise the same (the published transcoders)
     tied       the encoder of uniform; the decoder is the encoder with rows of unit length (the published SAEs)
+    random     the encoder of uniform times root 6, which is Kaiming's scale; decoder rows of unit length, drawn apart
 """
 
 import torch
@@ -24,10 +25,14 @@ def weights(spec: CoderSpec, x_ND: Tensor, y_NE: Tensor) -> dict[str, Tensor]:
         enc_LD = torch.nn.functional.normalize(torch.randn(latents, width, generator=draws), dim=-1).to(x_ND.device)
         enc_LD = enc_LD / x_ND.std(0).mean()
     else:
-        enc_LD = ((torch.rand(latents, width, generator=draws) * 2 - 1) / width**0.5).to(x_ND.device)
+        scale = 6**0.5 if spec.init == "random" else 1.0  # Kaiming's bound for a ReLU
+        enc_LD = ((torch.rand(latents, width, generator=draws) * 2 - 1) * scale / width**0.5).to(x_ND.device)
     if spec.init == "tied":
         assert x_ND.shape[1] == y_NE.shape[1], "the spec ties only what has one width"
         dec_LE = torch.nn.functional.normalize(enc_LD, dim=-1)
+    elif spec.init == "random":
+        dec_LE = torch.randn(latents, y_NE.shape[1], generator=draws).to(x_ND.device)
+        dec_LE = torch.nn.functional.normalize(dec_LE, dim=-1)
     else:
         dec_LE = x_ND.new_zeros(latents, y_NE.shape[1])
     named = {
