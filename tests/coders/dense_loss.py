@@ -18,17 +18,18 @@ def fvu(made: Drawn, weights: Weights, k: int) -> float:
 
 
 def auxk(made: Drawn, weights: Weights) -> float:
-    """What the largest d / 2 dead latents leave of the error of the others, over the variance; the error stands still.
+    """sparsify's: what the largest d / 2 dead latents leave of the error, over the variance; the error stands still.
 
     Fewer dead latents than that count for less.
     """
+    most, some = made.y_ND.shape[1] // 2, int(dead(made).sum())
+    return float(min(some / most, 1.0) * _left(made, weights, min(most, some)).square().sum() / variance(made))
+
+
+def auxk_of_error(made: Drawn, weights: Weights, count: int) -> float:
+    """Ours: what the largest `count` dead latents leave of the error, over the error's own variance."""
     still = error(made, made.weights, made.k)
-    chosen = dead(made)
-    before = preactivations(made, weights).masked_fill(~chosen, -torch.inf)
-    most = made.y_ND.shape[1] // 2
-    count = min(most, int(chosen.sum()))
-    left = still - _kept(before, count) @ weights["dec"].double()
-    return float(min(int(chosen.sum()) / most, 1.0) * left.square().sum() / variance(made))
+    return float(_left(made, weights, count).square().sum() / (still - still.mean(0)).square().sum())
 
 
 def error(made: Drawn, weights: Weights, k: int) -> Tensor:
@@ -74,11 +75,16 @@ def with_dead(made: Drawn) -> Drawn:
     return replace(made, weights=made.weights | {"enc_bias": bias})
 
 
-def silent(made: Drawn) -> Drawn:
-    """No latent is above zero on any row."""
-    return replace(made, weights=made.weights | {"enc_bias": torch.full_like(made.weights["enc_bias"], -100.0)})
+def silent(made: Drawn, bias: float = -100.0) -> Drawn:
+    """No latent is above zero on any row, or with less bias fewer than k are."""
+    return replace(made, weights=made.weights | {"enc_bias": torch.full_like(made.weights["enc_bias"], bias)})
 
 
 def _kept(before_NL: Tensor, k: int) -> Tensor:
     top = before_NL.topk(k, dim=-1)
     return torch.zeros_like(before_NL).scatter(-1, top.indices, top.values.clamp_min(0.0))
+
+
+def _left(made: Drawn, weights: Weights, count: int) -> Tensor:
+    before_NL = preactivations(made, weights).masked_fill(~dead(made), -torch.inf)
+    return error(made, made.weights, made.k) - _kept(before_NL, count) @ weights["dec"].double()

@@ -6,6 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nlrewrite.coders.learned import Learned
+from nlrewrite.specs import CoderSpec, Site
+
 Kind = Literal["skip transcoder", "transcoder", "sae"]
 KINDS: tuple[Kind, ...] = ("skip transcoder", "transcoder", "sae")
 ROWS, D, LATENTS, K = 48, 16, 64, 4
@@ -60,3 +63,29 @@ def summary(loss: float, gradients: dict[str, Tensor]) -> dict[str, object]:
             for name, each in gradients.items()
         },
     }
+
+
+def ours(made: Drawn, **changed: object) -> Learned:
+    """Our coder that learns, with the weights of `made` and the loss of the published trainer."""
+    sae = made.kind == "sae"
+    latents, _ = made.weights["enc"].shape
+    spec = CoderSpec(
+        site=Site(kind="residual" if sae else "mlp"),
+        width=latents,
+        k=made.k,
+        skip="skip" in made.weights,
+        batch=len(made.x_ND),
+        loss="fvu",
+        init="tied" if sae else "uniform",
+        unit_decoder=sae,
+        tied_bias=sae,
+    )
+    return Learned(CoderSpec.model_validate(spec.model_dump() | changed), made.weights)
+
+
+def taught(learned: Learned, made: Drawn) -> tuple[float, dict[str, Tensor]]:
+    """The loss, and gradients as the optimizer is given them."""
+    loss = learned.loss(made.x_ND, made.y_ND, 0).total
+    loss.backward()
+    learned.project()
+    return float(loss.detach()), {name: weight.grad for name, weight in learned.weights.items()}
