@@ -27,7 +27,7 @@ def recognises(path: Path) -> bool:
 def load(path: Path, dtype: torch.dtype) -> Loaded:
     path = _file(path)
     value = pickled.read(path)
-    if not isinstance(value, dict) or not {"cfg", "state_dict"} <= set(value):
+    if not (isinstance(value, dict) and "cfg" in value and isinstance(value.get("state_dict"), dict)):
         raise CorruptArtifact(f"{path} has no cfg and state_dict. Name its format, or download it again")
     cfg = value["cfg"]
     said = pickled.plain(cfg.state if isinstance(cfg, pickled.Foreign) else cfg)

@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-import types
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -19,30 +18,7 @@ from hypothesis import strategies as st
 
 from nlrewrite.coders.formats import pickled
 from nlrewrite.errors import CorruptArtifact, SettingError, Unreachable
-
-
-@pytest.fixture
-def foreign(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A class of a package that is there while a file is written, and gone when it is read."""
-    assert importlib.util.find_spec("sae_training") is None
-    package, config = types.ModuleType("sae_training"), types.ModuleType("sae_training.config")
-
-    class Config:
-        def __init__(self, **fields: Any) -> None:
-            self.__dict__.update(fields)
-
-    Config.__module__, Config.__qualname__ = "sae_training.config", "Config"
-    config.Config = Config  # type: ignore[attr-defined]
-
-    def save(value: Any, path: Path) -> Path:
-        with monkeypatch.context() as patched:
-            patched.setitem(sys.modules, "sae_training", package)
-            patched.setitem(sys.modules, "sae_training.config", config)
-            torch.save(value(Config), path)
-        assert "sae_training" not in sys.modules
-        return path
-
-    return save
+from tests.coders.formats import pickles
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -76,14 +52,18 @@ def test_a_state_dict_of_a_module_is_read(tmp_path: Path) -> None:
     assert torch.equal(read["0.weight"], module[0].weight) and set(read) == set(module.state_dict())
 
 
-def test_a_foreign_object_keeps_its_state_without_its_package(foreign: Any, tmp_path: Path) -> None:
+def test_a_foreign_object_keeps_its_state_without_its_package(tmp_path: Path) -> None:
     def made(config: Any) -> Any:
         fields = {"d_in": 7, "device": torch.device("cuda", 1), "dtype": torch.float32, "shape": torch.Size([2, 3])}
         return {"cfg": config(**fields), "state_dict": tensors()}
 
-    read = pickled.read(foreign(made, tmp_path / "x.pt"))
+    read = pickled.read(pickles.save_with_config(made, tmp_path / "x.pt"))
+    assert importlib.util.find_spec("sae_training") is None
     state = read["cfg"].state
-    assert isinstance(read["cfg"], pickled.Foreign) and type(read["cfg"]).name == "sae_training.config.Config"
+    assert (
+        isinstance(read["cfg"], pickled.Foreign)
+        and type(read["cfg"]).name == "sae_training.config.LanguageModelSAERunnerConfig"
+    )
     assert state == {"d_in": 7, "device": "cuda:1", "dtype": torch.float32, "shape": (2, 3)}
     assert torch.equal(read["state_dict"]["part"], tensors()["part"])
 
@@ -190,9 +170,9 @@ def test_a_state_cannot_be_given_to_a_function(name: str, tmp_path: Path) -> Non
     assert (dict(vars(torch._utils._rebuild_tensor_v2)), torch._utils._rebuild_tensor_v2.__defaults__) == before
 
 
-def test_nothing_of_torchs_own_lists_is_changed(foreign: Any, tmp_path: Path) -> None:
+def test_nothing_of_torchs_own_lists_is_changed(tmp_path: Path) -> None:
     before = set(torch.serialization.get_safe_globals())
-    pickled.read(foreign(lambda config: config(a=1), tmp_path / "x.pt"))
+    pickled.read(pickles.save_with_config(lambda config: config(a=1), tmp_path / "x.pt"))
     assert set(torch.serialization.get_safe_globals()) == before
 
 
