@@ -1,20 +1,20 @@
-"""Several processes as torchrun starts them: `python -m tests.coders.processes ACT FOLDER`, with its variables set.
+"""Several processes with the variables that torchrun sets for them, each doing one act.
 
-Each process does one act and leaves what it found in FOLDER/<rank>.json.
+They are forked from a server that has imported torch and this module and nothing has been computed in: starting a dozen
+costs less than importing once.
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
+import warnings
 
 import torch
 
-from nlrewrite.coders import finish, followers, ranks
+from nlrewrite.coders import finish, followers, ranks, train
 from nlrewrite.coders.learned import Learned
 from nlrewrite.errors import Unreachable
 from nlrewrite.execution import Execution
@@ -23,41 +23,58 @@ from nlrewrite.specs import CoderSpec, Site
 from nlrewrite.steps import Job
 from tests.coders import small_training
 
-ROOT = Path(__file__).parents[2]
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["pytest", __name__])
 
 
-def start(act, folder, world=2, arguments=(), **environment):
-    """One process a rank, all running."""
+def start(act, folder, world=2, arguments=()):
+    """One process a rank, all running. What it finds is left in FOLDER/<rank>.json, what it says in <rank>.txt."""
+    folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    named = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-m", "tests.coders.processes", act, str(folder), *map(str, arguments)]
-    return [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **named, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+        named = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+    processes = []
+    for rank in range(world):
+        own = {name: str(value) for name, value in {**named, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        processes.append(SERVER.Process(target=act, args=(folder, own, *arguments)))
+        processes[-1].start()
+    return processes
 
 
 def ended(processes, seconds=60):
-    """Exit codes and what was said, of processes that may take so long in all."""
+    """Exit codes of processes that may take so long in all."""
     until = time.monotonic() + seconds
-    try:
-        said = [each.communicate(timeout=max(0.1, until - time.monotonic()))[1] for each in processes]
-    finally:
-        for each in processes:
-            each.kill()
-    return [each.returncode for each in processes], said
+    for each in processes:
+        each.join(max(0.1, until - time.monotonic()))
+        each.kill()
+        each.join()
+    return [each.exitcode for each in processes]
 
 
 def found(folder, world=2):
-    return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
+
+
+def said(folder, world=2):
+    return [(folder / f"{rank}.txt").read_text() for rank in range(world)]
+
+
+def begin(folder, own):
+    os.environ.update(own)
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    os.dup2(os.open(folder / f"{own['RANK']}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
+
+
+def among(folder, own, acts):
+    """Join the others, act, and write down what was found."""
+    begin(folder, own)
+    ranks.join()
+    try:
+        result = {name: act(ranks.joined()) for name, act in acts.items()}
+    finally:
+        ranks.leave()
+    (folder / f"{own['RANK']}.json").write_text(json.dumps(result))
 
 
 # -- acts -------------------------------------------------------------------------------------------------------------
@@ -110,7 +127,12 @@ def step(group):
     return {name: stepped(spec, group) for name, spec in STEPS.items()}
 
 
-ACTS = {"sums": sums, "lost": lost, "step": step}
+def computing(folder, own):
+    among(folder, own, {"sums": sums, "step": step})
+
+
+def losing(folder, own):
+    among(folder, own, {"lost": lost})
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -152,27 +174,26 @@ def stepped(spec, group):
     }
 
 
-def train(folder, store, save_seconds):
-    """What a command does: rank 0 trains the coders of `specs.json`, and the others are called to it."""
+def training(folder, own, store, save_seconds, death=None):
+    """What a command does: rank 0 trains the coders of `specs.json`, and the others are called to it.
+
+    Rank 1 is killed before its step `death`.
+    """
+    begin(folder, own)
+    learn = train.Learner.learn
+
+    def dying(learner, *arguments):
+        if learner.step == death:
+            os.kill(os.getpid(), signal.SIGKILL)
+        learn(learner, *arguments)
+
+    if own["RANK"] == "1":
+        train.Learner.learn = dying
     finish.LIVE_TOKENS = LIVE_TOKENS
-    specs = [CoderSpec.model_validate(each) for each in json.loads((Path(store) / "specs.json").read_text())]
-    with followers.together(Execution(store=store)) as leads:
+    specs = [CoderSpec.model_validate(each) for each in json.loads((store / "specs.json").read_text())]
+    with followers.together(Execution(store=str(store))) as leads:
         if leads:
-            given = small_training.inputs(Path(store))
-            works = [small_training.work(Path(store), f"coder {number}") for number in range(len(specs))]
-            jobs = [Job(spec, Path(folder) / str(number), works[number]) for number, spec in enumerate(specs)]
-            small_training.together(given, jobs, save_seconds=float(save_seconds))
-
-
-if __name__ == "__main__":
-    act, folder, *arguments = sys.argv[1:]
-    if act == "train":
-        train(folder, *arguments)
-        sys.exit()
-    ranks.join()
-    rank = ranks.joined().rank
-    try:
-        result = ACTS[act](ranks.joined())
-    finally:
-        ranks.leave()
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
+            given = small_training.inputs(store)
+            works = [small_training.work(store, f"coder {number}") for number in range(len(specs))]
+            jobs = [Job(spec, folder / str(number), works[number]) for number, spec in enumerate(specs)]
+            small_training.together(given, jobs, save_seconds=save_seconds)

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from nlrewrite.coders import ranks
 from nlrewrite.coders.ranks import ALONE, Group, buckets
 from nlrewrite.errors import SettingError, Unreachable
-from tests.coders.processes import ended, found, start
+from tests.coders.processes import STEPS, computing, ended, found, losing, said, start, stepped
 
 
-def test_two_processes_read_the_same_sums(tmp_path):
-    codes, said = ended(start("sums", tmp_path))
-    assert codes == [0, 0], said
-    one, other = found(tmp_path)
+def test_two_processes_read_the_same_sums_and_take_the_same_step(tmp_path):
+    assert ended(start(computing, tmp_path)) == [0, 0], said(tmp_path)
+    both = found(tmp_path)
+    one, other = (each["sums"] for each in both)
     assert [one.pop("share"), other.pop("share")] == [[0, 3], [3, 7]]
     assert one == other
     assert one.pop("gradients") == [
@@ -37,14 +37,28 @@ def test_two_processes_read_the_same_sums(tmp_path):
         "weights": [[[0.0] * 2] * 3, [0]],
         "told": {"a": [1, "é"]},
     }
+    check_step(*(each["step"] for each in both))
+
+
+def check_step(one, other):
+    """The step of a coder by two processes is the step of one."""
+    assert one == other
+    for name, spec in STEPS.items():
+        alone = stepped(spec, ALONE)
+        assert any(alone["dead"]) == (spec.dead_after == 1)
+        for number in ("total", "error", "variance", "active", "penalty", "auxk", "threshold"):
+            assert one[name][number] == pytest.approx(alone[number], rel=1e-6), (name, number)
+        assert one[name]["dead"] == alone["dead"]
+        for weight, gradient in alone["gradients"].items():
+            wanted, got = torch.tensor(gradient), torch.tensor(one[name]["gradients"][weight])
+            assert (wanted - got).norm() < 1e-6 * wanted.norm(), (name, weight)
 
 
 def test_a_killed_process_ends_those_that_wait_for_it(tmp_path):
     """Of three, so that the ones left are not only its neighbours in a sum."""
-    codes, said = ended(start("lost", tmp_path, world=3))
-    assert codes == [0, -9, 0], said
+    assert ended(start(losing, tmp_path, world=3)) == [0, -9, 0], said(tmp_path, 3)
     for rank in (0, 2):
-        told = json.loads((tmp_path / f"{rank}.json").read_text())
+        told = json.loads((tmp_path / f"{rank}.json").read_text())["lost"]
         assert told["seconds"] < 5
         assert told["said"].startswith(f"rank {rank} of 3 lost the others while ")
         assert "start all ranks again" in told["said"]
