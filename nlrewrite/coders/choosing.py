@@ -42,7 +42,7 @@ def largest(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, k: int, dtype: torch.d
 
 def above(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, bound_L: Tensor, dtype: torch.dtype) -> Pairs | None:
     """Those above their bound; nothing where they are so many that a product of all is quicker."""
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    found = [_none(x_ND)]
     for rows, p_NL in ops.encoded(x_ND, enc_LD.to(dtype), bias_L.to(dtype)):
         row, latent = ops.above(p_NL, bound_L)
         if rows.start == 0 and len(row) > DENSE[x_ND.device.type] * p_NL.numel():
@@ -53,7 +53,7 @@ def above(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, bound_L: Tensor, dtype: 
 
 def batch_largest(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, most: int, dtype: torch.dtype, ranks: Ranks) -> Pairs:
     """The positive ones among the `most` largest of the batch over all processes."""
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    found = [_none(x_ND)]
     bound, held = x_ND.new_zeros(1), 0
     for rows, p_NL in ops.encoded(x_ND, enc_LD.to(dtype), bias_L.to(dtype)):
         row, latent = ops.above(p_NL, bound)
@@ -65,6 +65,11 @@ def batch_largest(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, most: int, dtype
             bound = torch.nextafter(found[0][2].min().float(), x_ND.new_zeros(())).view(1)
     whole = _pairs(found, x_ND)
     return _exact(x_ND, enc_LD, bias_L, _only(whole, _batch_mask(whole.before_P, most, ranks)), dtype)
+
+
+def _none(x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    none = x_ND.new_empty(0, dtype=torch.int64)
+    return none, none, x_ND.new_empty(0)
 
 
 def _batch_mask(values_P: Tensor, most: int, ranks: Ranks) -> Tensor:

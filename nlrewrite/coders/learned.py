@@ -134,7 +134,8 @@ class Learned:
             f"{x_ND.shape} and {y_NE.shape} do not go together"
         )
         assert (x_ND.shape[-1], y_NE.shape[-1]) == (self.weights["enc"].shape[1], self.weights["dec"].shape[1])
-        return x_ND.flatten(0, -2).float(), y_NE.flatten(0, -2).float()
+        dtype = self.weights["enc"].dtype
+        return x_ND.flatten(0, -2).to(dtype), y_NE.flatten(0, -2).to(dtype)
 
     def _bias(self) -> Tensor:
         """The encoder's bias; what it subtracts from x is a part of it, so that x itself needs no gradient."""
@@ -210,6 +211,7 @@ class Learned:
 
 
 def _running(mean: Tensor, newest: Tensor) -> Tensor:
+    newest = newest.to(mean.dtype)
     return torch.where(mean == UNKNOWN, newest, torch.lerp(mean, newest, MEMORY))
 
 
