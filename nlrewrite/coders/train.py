@@ -54,7 +54,7 @@ def build_together(jobs: Sequence[Job], inputs: Mapping[str, Folder], running: "
     for job in jobs:
         groups.setdefault(shared(_spec(job)), []).append(job)
     specs = [_spec(job) for job in jobs]
-    with called(specs, inputs), fast_products(device=running.execution.device):
+    with called(specs, inputs), fast_products(running.execution.fast_products, running.execution.device):
         for together in groups.values():
             train(together, inputs, running, joined())
 
