@@ -51,20 +51,31 @@ def above(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, bound_L: Tensor, dtype: 
     return _exact(x_ND, enc_LD, bias_L, _pairs(found, x_ND), dtype)
 
 
-def batch_largest(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, most: int, dtype: torch.dtype, ranks: Ranks) -> Pairs:
-    """The positive ones among the `most` largest of the batch over all processes."""
-    found = [_none(x_ND)]
-    bound, held = x_ND.new_zeros(1), 0
+def batch_largest(
+    x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, most: int, dtype: torch.dtype, ranks: Ranks, guess: float = 0.0
+) -> Pairs:
+    """The positive ones among the `most` largest of the batch over all processes.
+
+    What is found does not depend on `guess`: if more than `most` exceed it, no other needs to be looked at.
+    """
+    pairs = _candidates(x_ND, enc_LD, bias_L, most, dtype, guess)
+    if guess > 0 and int(ranks.total(torch.tensor(len(pairs.indices), device=x_ND.device))) < most:
+        pairs = _candidates(x_ND, enc_LD, bias_L, most, dtype, 0.0)
+    return _exact(x_ND, enc_LD, bias_L, _only(pairs, _batch_mask(pairs.before_P, most, ranks)), dtype)
+
+
+def _candidates(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, most: int, dtype: torch.dtype, bound: float) -> Pairs:
+    """Those above the bound that can be among the `most` largest."""
+    found, held, bound_1 = [_none(x_ND)], 0, x_ND.new_full((1,), bound)
     for rows, p_NL in ops.encoded(x_ND, enc_LD.to(dtype), bias_L.to(dtype)):
-        row, latent = ops.above(p_NL, bound)
+        row, latent = ops.above(p_NL, bound_1)
         found.append((row + rows.start, latent, p_NL[row, latent]))
         held += len(row)
         if held > 2 * most:
             found = [_kept(found, _least(torch.cat([value for _, _, value in found]), most))]
             held = len(found[0][0])
-            bound = torch.nextafter(found[0][2].min().float(), x_ND.new_zeros(())).view(1)
-    whole = _pairs(found, x_ND)
-    return _exact(x_ND, enc_LD, bias_L, _only(whole, _batch_mask(whole.before_P, most, ranks)), dtype)
+            bound_1 = torch.nextafter(found[0][2].min().float(), x_ND.new_zeros((), dtype=torch.float32)).view(1)
+    return _pairs(found, x_ND)
 
 
 def _none(x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:

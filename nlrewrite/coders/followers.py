@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from nlrewrite.artifacts import Artifact, Folder, Store
+from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
 from nlrewrite.specs import CoderSpec
 
@@ -32,13 +33,27 @@ class Call(BaseModel):
     inputs: dict[str, Artifact]
 
 
+def several() -> bool:
+    """Whether torchrun has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def refuse_flow() -> None:
+    """A flow's steps run in workers of their own, which torchrun's processes are not."""
+    if several():
+        raise SettingError(
+            f"{os.environ['WORLD_SIZE']} processes were started together, and they run the steps in themselves: a flow "
+            f"cannot have them. Add --local"
+        )
+
+
 @contextmanager
 def together(execution: Execution) -> Iterator[bool]:
     """Whether this process leads, as the only one or as rank 0; False once it has followed to the end.
 
     Around everything that a command does after its settings are known: every process has the same command line.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if not several():
         yield True
         return
     from nlrewrite.coders.ranks import join, joined, leave

@@ -20,6 +20,7 @@ from nlrewrite.specs import CoderSpec
 
 MEMORY = 0.01  # weight of the newest batch in a running mean
 UNKNOWN = -1.0  # a running mean before the first batch
+GUESS = 0.7  # share of the running threshold that a batch's own one is first taken to exceed
 
 
 class Learned:
@@ -153,7 +154,8 @@ class Learned:
         if spec.activation == "topk":
             return choosing.largest(x_ND, enc_LD, bias_L, spec.k, self._dtype)
         if spec.activation == "batchtopk":
-            return choosing.batch_largest(x_ND, enc_LD, bias_L, spec.k * count, self._dtype, ranks)
+            guess = GUESS * max(0.0, float(self._memory["running_threshold"]))
+            return choosing.batch_largest(x_ND, enc_LD, bias_L, spec.k * count, self._dtype, ranks, guess)
         bound_L = torch.zeros_like(bias_L)
         if spec.activation == "jumprelu":
             bound_L = self.weights["threshold"].detach() - spec.bandwidth / 2
@@ -178,10 +180,10 @@ class Learned:
             quiet = on_P.sum()
         written_NE = ops.bag(values_P, pairs.indices, pairs.offsets, dec_LE)
         on = values_P.detach() > 0
-        fired_L = torch.zeros_like(bias_L, dtype=torch.bool)
-        fired_L[pairs.indices[on]] = True
+        fired_L = bias_L.new_zeros(len(bias_L) + 1, dtype=torch.bool)  # the last one for pairs that are silent
+        fired_L[torch.where(on, pairs.indices, len(bias_L))] = True
         least = torch.where(on, values_P.detach(), torch.inf)
-        return written_NE, quiet, on.sum(), fired_L, least.min() if len(least) else x_ND.new_full((), torch.inf)
+        return written_NE, quiet, on.sum(), fired_L[:-1], least.min() if len(least) else x_ND.new_full((), torch.inf)
 
     def _auxk(self, x_ND: Tensor, bias_L: Tensor, error_NE: Tensor, count: int, ranks: Ranks) -> Tensor | None:
         """Share of the error's variance left by what the dead latents make of it: this process's part."""

@@ -1,170 +1,343 @@
-import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from nlrewrite import steps
-from nlrewrite.artifacts import Artifact, Folder, Store
-from nlrewrite.coders import form, train
+from nlrewrite.artifacts import Folder
+from nlrewrite.coders import activity, curve, finish, form, order, record, train
+from nlrewrite.coders.activity import Activity
+from nlrewrite.coders.train import Learner
+from nlrewrite.coding import SplitTokens, TokenRows
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
-from nlrewrite.progress import Progress
-from nlrewrite.seeds import generator, torch_generator
-from nlrewrite.specs import CoderSpec, Site, Spec
-from nlrewrite.steps import Running
+from nlrewrite.progress import Advance, Progress
+from nlrewrite.seeds import torch_generator
+from nlrewrite.specs import CoderSpec, Site
+from nlrewrite.steps import Job, Running
+from nlrewrite.subject import sites
+from nlrewrite.text.rows import rows
+from tests.coders import small_training
+from tests.coders.small_training import SPEC, build, made, spec, together, weights
 from tests.subject import small_models
 
-SPEC = CoderSpec(site=Site(layer=1), width=48, k=4, steps=60, batch=128)
+SAE = {"site": {"kind": "residual", "layer": 0}, "skip": False}
+ACTIVATIONS = {
+    "topk": {"auxk": 4, "loss": "fvu"},
+    "batchtopk": {"auxk": 4, "loss": "relative", "optimizer": "signum", "learning_rate": 0.01},
+    "jumprelu": {"penalty": 0.01, "penalty_warm_up": 3},
+    "relu": {**SAE, "penalty": 0.01, "init": "tied", "unit_decoder": True, "tied_bias": True},
+}
+"""Something of everything that has a state, each by another activation."""
 
 
-def data(rows: int = 500) -> tuple[torch.Tensor, torch.Tensor]:
-    draws = torch_generator(0, "data")
-    return 3 + torch.randn(rows, 8, generator=draws), 1 + torch.randn(rows, 5, generator=draws)
-
-
-@pytest.mark.parametrize("skip", [True, False])
-def test_a_coder_starts_as_the_constant_function(skip: bool) -> None:
-    x_ND, y_NE = data()
-    made = train.initial(SPEC.model_copy(update={"skip": skip}), x_ND, y_NE)
-    code = made.encode(x_ND)
-    assert code.values.max() > 0
-    written = made.decode(code) + made.beside(x_ND)
-    assert torch.equal(written, y_NE.mean(0).expand_as(y_NE))
-    assert train.fvu(made, x_ND, y_NE) == pytest.approx(1)
-    assert (made.skip_ED is not None) == skip
-
-
-def test_the_encoder_is_centred_on_the_data() -> None:
-    x_ND, y_NE = data()
-    made = train.initial(SPEC, x_ND, y_NE)
-    before = x_ND @ made.enc_LD.T + made.enc_bias_L
-    assert before.mean(0).abs().max() < 1e-4
-    assert before.std(0).mean() == pytest.approx(1, abs=0.1)
-    again = train.initial(SPEC, x_ND, y_NE)
-    assert torch.equal(again.enc_LD, made.enc_LD)
-    other = train.initial(SPEC.model_copy(update={"seed": 1}), x_ND, y_NE)
-    assert not torch.equal(other.enc_LD, made.enc_LD)
-
-
-def test_the_unexplained_variance_in_closed_form() -> None:
-    x_ND, y_NE = data()
-    made = train.initial(SPEC, x_ND, y_NE)
-    assert made.skip_ED is not None
-    made.skip_ED = torch.linalg.lstsq(x_ND - x_ND.mean(0), y_NE - y_NE.mean(0)).solution.T
-    made.dec_bias_E = y_NE.mean(0) - made.skip_ED @ x_ND.mean(0)
-    residual = y_NE - made.beside(x_ND)
-    expected = residual.square().sum() / (y_NE - y_NE.mean(0)).square().sum()
-    assert train.fvu(made, x_ND, y_NE) == pytest.approx(float(expected), rel=1e-4)
-    assert expected < 1
-
-
-def test_the_schedule_warms_up_stays_and_falls_to_zero() -> None:
-    shares = [train.schedule(step, 1000) for step in range(1001)]
-    assert shares[0] == 1 / 50
-    assert shares[49:700] == [1.0] * 651
-    assert shares[850] == pytest.approx(0.5)
-    assert shares[1000] == 0
-    assert all(0 < train.schedule(step, 3) <= 1 for step in range(3))
-
-
-# -- a coder of a small model -----------------------------------------------------------------------------------------
+def variant(name: str, **changed: object) -> CoderSpec:
+    return spec(activation=name, **{**ACTIVATIONS[name], **changed})
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
-    store = Store(str(tmp_path_factory.mktemp("store")))
-
-    def folder(kind: str, write) -> Folder:
-        artifact = Artifact(kind=kind, digest="0" * 16)
-        with store.attempt(artifact) as attempt:
-            write(attempt.folder)
-            made = steps.provenance(steps.STEPS["corpus"], Execution(), "test", 0.0)
-            store.commit(attempt, version=1, spec=Spec(), inputs={}, made=made)
-        return store.folder(artifact)
-
-    def tokens(out: Path) -> None:
-        from safetensors.numpy import save_file
-
-        stream = generator(0, "stream").integers(0, small_models.VOCABULARY, 4000).astype(np.int32)
-        save_file({"tokens": stream}, out / "train.safetensors")
-
-    return {
-        "subject": folder("subject", lambda out: small_models.save(longer(), out)),
-        "tokens": folder("tokens", tokens),
-    }
-
-
-def longer():
-    """A small model that reads the windows a coder is trained on."""
-    from transformers import AutoModelForCausalLM
-
-    config = small_models.config("gpt_neox")
-    config.max_position_embeddings = train.CONTEXT
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    return small_training.inputs(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(autouse=True)
-def small_reservoir(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "RESERVOIR_TOKENS", 4096)
-    monkeypatch.setattr(train, "HELD_OUT_TOKENS", 1024)
-    monkeypatch.setattr(train, "LIVE_TOKENS", 4096)
-
-
-def build(inputs: dict[str, Folder], out: Path, spec: CoderSpec = SPEC) -> dict:
-    out.mkdir(exist_ok=True)
-    train.build(spec, inputs, out, Running(Execution(), Progress()))
-    return json.loads((out / "training.json").read_text())
+def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "OPENING_TOKENS", 256)
+    monkeypatch.setattr(train, "POINT_EVERY", 5)
+    monkeypatch.setattr(order, "HELD_OUT_TOKENS", 256)
+    monkeypatch.setattr(finish, "LIVE_TOKENS", 512)
 
 
 def test_training_explains_more_and_is_repeatable(inputs, tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     summary = build(inputs, tmp_path / "one")
-    losses = [point["fvu"] for point in summary["curve"]]
-    assert losses[0] == pytest.approx(1, abs=0.05)
-    assert losses[-1] < 0.7
-    assert summary["fvu"] == losses[-1]
-    assert summary["tokens_seen"] == 60 * 128
+    points = summary["curve"]
+    assert [point["step"] for point in points] == [*range(0, 60, 5), 59]
+    assert [point["tokens"] for point in points] == [(point["step"] + 1) * 64 for point in points]
+    assert points[0]["fvu"] == pytest.approx(1, abs=0.05)
+    assert points[-1]["fvu"] == summary["fvu"] < 0.75
+    assert all(0 < point["l0"] <= 4 for point in points)
+    assert points[0]["learning_rate"] == pytest.approx(SPEC.rate / 5)
+    assert summary["tokens_seen"] == 60 * 64
     assert summary["site"] == "gpt_neox.layers.1.mlp"
     assert 0 < summary["live_share"] <= 1
     build(inputs, tmp_path / "two")
-    for file in (form.WEIGHTS, form.CONFIG, "training.json"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert made(tmp_path / "one") == made(tmp_path / "two")
     assert torch.equal(state, torch.random.get_rng_state())
-    other = build(inputs, tmp_path / "three", SPEC.model_copy(update={"seed": 1}))
-    assert other["fvu"] != summary["fvu"]
+    assert build(inputs, tmp_path / "three", spec(seed=1))["fvu"] != summary["fvu"]
 
 
 def test_the_trained_coder_is_what_was_measured(inputs, tmp_path: Path) -> None:
-    build(inputs, tmp_path)
-    made = form.load(tmp_path / form.WEIGHTS, tmp_path / form.CONFIG)
-    assert (made.latents, made.k) == (48, 4)
-    assert not any(parameter.requires_grad for parameter in made.parameters())
-    assert made.dec_LE.abs().max() > 0
+    summary = build(inputs, tmp_path, spec(width=40))
+    coder = form.load(tmp_path / form.WEIGHTS, tmp_path / form.CONFIG)
+    assert (coder.latents, coder.k) == (40, 4)
+    active = activities(inputs, [Site(layer=1)])
+    x_ND, y_NE = active.of(active.held_out())[sites.locate(active.model, Site(layer=1))]
+    assert curve.fvu(coder, x_ND, y_NE) == summary["fvu"]
+    said = record.read(tmp_path)
+    assert (said.kind, said.source, said.steps, said.tokens) == ("skip-transcoder", "trained", 60, 60 * 64)
+    assert (said.fvu, said.width, said.k, said.site) == (summary["fvu"], 40, 4, Site(layer=1))
+    assert said.measured_on == len(x_ND)
 
 
-def test_a_planted_dictionary_is_recovered_in_part(monkeypatch: pytest.MonkeyPatch, inputs, tmp_path: Path) -> None:
+def test_a_planted_dictionary_is_recovered(monkeypatch: pytest.MonkeyPatch, inputs, tmp_path: Path) -> None:
     """Rows that are sums of a few of 16 directions: a coder of 48 latents explains nearly all of them."""
     draws = torch_generator(0, "dictionary")
     directions = torch.nn.functional.normalize(torch.randn(16, 32, generator=draws), dim=1)
+    calls = iter(range(1 << 20))
 
-    class Rows:
-        def __init__(self, *given: object) -> None:
-            self.draws = torch_generator(1, "rows")
+    def planted(self: Activity, ids_BT: np.ndarray) -> dict:
+        draws, count = torch_generator(1, next(calls)), ids_BT.size
+        chosen = torch.rand(count, 16, generator=draws).argsort(1)[:, :3]
+        codes = torch.zeros(count, 16).scatter(1, chosen, 1 + torch.rand(count, 3, generator=draws))
+        return dict.fromkeys(self._located, (codes @ directions, codes @ directions))
 
-        def next(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-            chosen = torch.rand(count, 16, generator=self.draws).argsort(1)[:, :3]
-            codes = torch.zeros(count, 16).scatter(1, chosen, 1 + torch.rand(count, 3, generator=self.draws))
-            return codes @ directions, codes @ directions
-
-    monkeypatch.setattr(train, "_Activations", Rows)
-    summary = build(inputs, tmp_path, SPEC.model_copy(update={"skip": False, "steps": 400, "batch": 256}))
+    monkeypatch.setattr(Activity, "of", planted)
+    summary = build(inputs, tmp_path, spec(skip=False, steps=300, batch=256, mix=1024, warm_up=20))
     assert summary["fvu"] < 0.15
 
 
-def test_a_stream_that_is_too_short_is_refused(inputs) -> None:
-    with pytest.raises(SettingError, match="the train split has 64 tokens, a window has 64"):
-        train._Activations(torch.nn.Identity(), None, np.zeros(64, np.int32), SPEC, 8192)  # type: ignore[arg-type]
+# -- going on after a kill --------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    pass
+
+
+class StoppingAt(Progress):
+    """Breaks off behind so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    @contextmanager
+    def stage(self, label: str, total: int) -> Iterator[Advance]:
+        def advance(amount: int = 1, note: str = "") -> None:
+            if amount == 1:
+                self.left -= 1
+                if self.left == 0:
+                    raise Stopped
+
+        yield advance
+
+
+def broken_off(given: dict[str, Folder], jobs: list[Job], steps: int, **execution: object) -> None:
+    for job in jobs:
+        job.out.mkdir(exist_ok=True, parents=True)
+    with pytest.raises(Stopped):
+        train.build_together(jobs, given, Running(Execution(**execution), StoppingAt(steps)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("other", [{}, {"optimizer": "signum"}])
+def test_a_run_that_goes_on_is_the_unbroken_run_at_every_step(inputs, tmp_path: Path, name: str, other: dict) -> None:
+    of = variant(name, steps=9, dead_after=100, mix=100, **other)
+    build(inputs, tmp_path / "straight", of)
+    build(inputs, tmp_path / "saving", of, small_training.work(tmp_path, "saving"), save_seconds=1e-9)
+    assert made(tmp_path / "saving") == made(tmp_path / "straight")
+    broken = small_training.work(tmp_path, "broken")
+    for _ in range(9):  # a step at a time, each in a run of its own
+        broken_off(inputs, [Job(of, tmp_path / "broken", broken)], 1, save_seconds=1e-9)
+    assert not (tmp_path / "broken" / form.WEIGHTS).exists()
+    build(inputs, tmp_path / "broken", of, broken)
+    assert made(tmp_path / "broken") == made(tmp_path / "straight")
+
+
+def test_a_run_saves_as_often_as_it_is_told(inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    save = Learner.save
+    monkeypatch.setattr(Learner, "save", lambda self: (saved.append(self.step), save(self)))
+    build(inputs, tmp_path / "often", spec(steps=6), small_training.work(tmp_path), save_seconds=1e-9)
+    assert saved == [1, 2, 3, 4, 5, 6]
+    saved.clear()
+    build(inputs, tmp_path / "once", spec(steps=6), small_training.work(tmp_path, "other"), save_seconds=3600)
+    assert saved == [6]
+
+
+# -- several by one pass ----------------------------------------------------------------------------------------------
+
+
+def several() -> dict[str, CoderSpec]:
+    common = {"order_seed": 0, "steps": 12}
+    return {
+        "k": spec(**common, k=2),
+        "seed": spec(**common, seed=3),
+        "layer": spec(**common, site={"layer": 0}),
+        "sae": spec(**common, **SAE, width=20),
+        "signum": spec(**common, optimizer="signum"),
+        "relu": variant("relu", **common),
+        "batchtopk": variant("batchtopk", **common),
+    }
+
+
+def test_each_of_several_is_what_training_it_alone_gives_from_one_pass(
+    inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = several()
+    for name, of in specs.items():
+        build(inputs, tmp_path / name / "alone", of)
+    passes: list[int] = []
+    recorded = activity.recorded
+
+    def counted(model, located, ids_BT):
+        passes.append(len(located))
+        return recorded(model, located, ids_BT)
+
+    monkeypatch.setattr(activity, "recorded", counted)
+    build(inputs, tmp_path / "counted", specs["k"])
+    alone = len(passes)
+    together(inputs, [Job(of, tmp_path / name / "together") for name, of in specs.items()])
+    assert passes[alone:] == [3] * alone  # the sites of all, in as many passes as one coder takes
+    for name in specs:
+        assert made(tmp_path / name / "together") == made(tmp_path / name / "alone"), name
+
+
+def test_of_several_each_goes_on_from_its_own_step(inputs, tmp_path: Path) -> None:
+    specs = {name: of for name, of in several().items() if name in ("k", "sae", "relu")}
+    for name, of in specs.items():
+        build(inputs, tmp_path / name / "alone", of)
+    jobs = [Job(of, tmp_path / name / "out", small_training.work(tmp_path, name)) for name, of in specs.items()]
+    broken_off(inputs, jobs[:1], 7, save_seconds=1e-9)
+    broken_off(inputs, jobs[:2], 3, save_seconds=1e-9)
+    together(inputs, jobs)
+    for name in specs:
+        assert made(tmp_path / name / "out") == made(tmp_path / name / "alone"), name
+
+
+def test_coders_that_read_other_data_are_trained_one_after_another(inputs, tmp_path: Path) -> None:
+    specs = [spec(steps=4, seed=seed, width=8) for seed in (0, 1)]
+    assert len({train.shared(of) for of in specs}) == 2
+    assert train.shared(spec(seed=1, order_seed=0)) == train.shared(spec(seed=0))
+    together(inputs, [Job(of, tmp_path / f"{of.seed}") for of in specs])
+    build(inputs, tmp_path / "alone", specs[1])
+    assert made(tmp_path / "1") == made(tmp_path / "alone")
+
+
+# -- activations ------------------------------------------------------------------------------------------------------
+
+
+def activities(given: dict[str, Folder], at: list[Site], of: CoderSpec = SPEC, batch_tokens: int = 8192) -> Activity:
+    execution = Execution()
+    model = activity.subject(given["subject"], of, execution, "cpu")
+    read = rows(given["tokens"], execution, of.window)
+    return Activity(model, [sites.locate(model, each) for each in at], read, order.order(of, read), batch_tokens)
+
+
+def test_a_pass_ends_at_the_last_site_and_records_all_of_them(inputs) -> None:
+    places = [Site(layer=1, kind="residual"), Site(layer=0), Site(layer=1, kind="mlp-output"), Site(layer=1)]
+    active = activities(inputs, places)
+    layers = active.model.get_submodule("gpt_neox.layers")
+    counts = [0, 0, 0]
+    for number in range(3):
+        layers[number].register_forward_hook(lambda *_, at=number: counts.__setitem__(at, counts[at] + 1))
+    ids = small_models.ids(tokens=16)
+    found = active.of(ids.numpy())
+    assert counts == [1, 1, 0]
+    assert not active.model.get_submodule("gpt_neox.final_layer_norm")._forward_hooks
+    for site in places:
+        located = sites.locate(active.model, site)
+        alone = sites.activations_upto(active.model, located, ids)
+        x_ND, y_NE = found[located]
+        assert torch.equal(x_ND, alone.x.flatten(0, 1))
+        assert torch.equal(y_NE, alone.y.flatten(0, 1))
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt2", "llama", "gemma2"])
+def test_a_coder_of_every_family_trains(family: str, tmp_path: Path) -> None:
+    given = small_training.inputs(tmp_path / "store", family)
+    assert build(given, tmp_path / "out", spec(steps=3))["ce"]["original"] > 0
+    attention = activity.subject(given["subject"], SPEC, Execution(), "cpu").config._attn_implementation
+    assert attention == ("eager" if family == "gemma2" else "sdpa")
+
+
+@pytest.mark.parametrize("mix", [0, 256])
+def test_how_many_windows_pass_at_a_time_changes_rounding_alone(inputs, tmp_path: Path, mix: int) -> None:
+    of = spec(steps=20, mix=mix)
+    one = build(inputs, tmp_path / "one", of)
+    other = build(inputs, tmp_path / "other", of, batch_tokens=64)
+    for point, its in zip(one["curve"], other["curve"], strict=True):
+        assert point == pytest.approx(its, rel=1e-3)
+    assert one["ce"] == pytest.approx(other["ce"], rel=1e-3)
+    for name, tensor in weights(tmp_path / "one").items():
+        assert torch.allclose(tensor, weights(tmp_path / "other")[name], atol=2e-3), name
+
+
+def test_windows_longer_than_the_subject_reads_are_refused(inputs, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"at most 49 tokens at a time: a window to train the coder on has 50"):
+        build(inputs, tmp_path, spec(window=50))
+
+
+def test_a_gpu_that_is_not_there_is_named(inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingError, match=r"no GPU here for execution\.device=cuda\. Use --device cpu"):
+        build(inputs, tmp_path, device="cuda")
+
+
+# -- every setting does something -------------------------------------------------------------------------------------
+
+RELU = {"activation": "relu", "penalty": 0.1}
+JUMPRELU = {"activation": "jumprelu", "penalty": 0.1, "threshold": 0.5}
+SIGNUM = {"optimizer": "signum", "learning_rate": 0.01, "steps": 4}
+AUXK = {"auxk": 8, "k": 1, "dead_after": 64, "steps": 4}
+SETTINGS: dict[str, tuple[dict, dict]] = {
+    "site": ({}, {"site": {"layer": 0}}),
+    "width": ({}, {"width": 49}),
+    "k": ({}, {"k": 3}),
+    "skip": ({}, {"skip": False}),
+    "steps": ({}, {"steps": 3}),
+    "batch": ({}, {"batch": 65}),
+    "learning_rate": ({}, {"learning_rate": 0.01}),
+    "seed": ({"order_seed": 0}, {"seed": 1}),
+    "activation": ({}, {"activation": "batchtopk"}),
+    "penalty": (RELU, {"penalty": 0.2}),
+    "penalty_warm_up": (RELU, {"penalty_warm_up": 5}),
+    "threshold": (JUMPRELU, {"threshold": 0.6}),
+    "bandwidth": (JUMPRELU, {"bandwidth": 0.3}),
+    "loss": ({}, {"loss": "relative"}),
+    "init": ({}, {"init": "uniform"}),
+    "unit_decoder": ({**SAE, "init": "tied"}, {"unit_decoder": True}),
+    "tied_bias": ({**SAE, "init": "tied"}, {"tied_bias": True}),
+    "optimizer": ({}, {"optimizer": "signum"}),
+    "momentum": (SIGNUM, {"momentum": 0.5}),
+    "warm_up": ({}, {"warm_up": 1}),
+    "decay": ({"steps": 4, "warm_up": 1}, {"decay": 1.0}),
+    "auxk": (AUXK, {"auxk": 1}),
+    "auxk_weight": (AUXK, {"auxk_weight": 1.0}),
+    "dead_after": (AUXK, {"dead_after": 1 << 20}),
+    "order": ({}, {"order": "shuffled"}),
+    "window": ({}, {"window": 8}),
+    "mix": ({}, {"mix": 128}),
+    "order_seed": ({}, {"order_seed": 1}),
+    "precision": ({}, {"precision": "bfloat16"}),
+}
+ELSEWHERE = {"kind", "data"}
+"""Settings that choose another input or another step altogether."""
+
+
+def test_no_setting_is_forgotten_here() -> None:
+    assert set(SETTINGS) | ELSEWHERE == set(CoderSpec.model_fields)
+    assert train.shared(spec(data=SplitTokens())) != train.shared(spec(data=TokenRows()))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_changes_the_result(inputs, tmp_path: Path, name: str) -> None:
+    given, changed = SETTINGS[name]
+    basis = {"steps": 2, **given}
+    build(inputs, tmp_path / "one", spec(**basis))
+    build(inputs, tmp_path / "other", spec(**{**basis, **changed}))
+    one, other = weights(tmp_path / "one"), weights(tmp_path / "other")
+    same = one.keys() == other.keys() and all(
+        each.shape == other[key].shape and torch.equal(each, other[key]) for key, each in one.items()
+    )
+    assert not same
+
+
+def test_importing_the_coders_says_nothing() -> None:
+    modules = ("train", "build", "saved", "optimizers", "activity", "order", "learned", "ops", "formats")
+    command = [sys.executable, "-c", "".join(f"import nlrewrite.coders.{each}\n" for each in modules)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert done.stdout + done.stderr == ""

@@ -20,6 +20,7 @@ from nlrewrite.coders.formats.loaded import (
     About,
     FileFormat,
     Loaded,
+    agreeing,
     folder_of,
     has,
     layer_of,
@@ -63,7 +64,7 @@ def load(path: Path, dtype: torch.dtype) -> Loaded:
     k = _k(said, tensors, folder) if activation == "topk" else 0
     W_enc, b_enc, W_dec = _matrices(tensors, dtype)
     threshold_L = _threshold(tensors, len(W_enc), folder).to(dtype) if activation == "jumprelu" else None
-    coder = Coder(W_enc, b_enc, W_dec, bias, None, k, activation, threshold_L)
+    coder = agreeing(Coder(W_enc, b_enc, W_dec, bias, None, k, activation, threshold_L), folder / WEIGHTS, bias)
     notes: list[str] = []
     if name not in NOT_SUBTRACTED:
         coder = reading_less(coder, bias)

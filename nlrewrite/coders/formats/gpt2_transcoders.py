@@ -14,7 +14,7 @@ import torch
 from nlrewrite.coders.form import Coder
 from nlrewrite.coders.formats import pickled
 from nlrewrite.coders.formats.affine import reading_less
-from nlrewrite.coders.formats.loaded import About, FileFormat, Loaded, layer_of, one_dtype, spelled
+from nlrewrite.coders.formats.loaded import About, FileFormat, Loaded, agreeing, layer_of, one_dtype, spelled
 from nlrewrite.errors import CorruptArtifact, SettingError
 
 PATTERN = "*sparse_autoencoder*.pt"
@@ -38,10 +38,10 @@ def load(path: Path, dtype: torch.dtype) -> Loaded:
     held = one_dtype({name: tensor.dtype for name, tensor in tensors.items()}, path)
     W_enc, b_enc, W_dec, b_dec = (tensors[name].to(dtype) for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
     written = tensors["b_dec_out"].to(dtype) if transcoder else b_dec
-    coder = reading_less(Coder(W_enc.T.contiguous(), b_enc, W_dec, written, None, 0, "relu"), b_dec)
+    coder = agreeing(Coder(W_enc.T.contiguous(), b_enc, W_dec, written, None, 0, "relu"), path, b_dec)
     hook_in = said.get("hook_point")
     return Loaded(
-        coder,
+        reading_less(coder, b_dec),
         FORMAT.name,
         About(
             kind="transcoder" if transcoder else "sae",

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from nlrewrite.coders.form import Coder
 from nlrewrite.coders.record import Kind
@@ -109,9 +110,8 @@ def spelled(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def told(loaded: Loaded, path: Path) -> Loaded:
-    """The same, once its tensors are seen to be those of one coder."""
-    coder = loaded.coder
+def agreeing(coder: Coder, path: Path, subtracted_D: Tensor | None = None) -> Coder:
+    """The same, once the shapes of its tensors agree, and that of a bias which its input is to be read less."""
     if coder.enc_LD.ndim != 2 or coder.dec_LE.ndim != 2:
         raise CorruptArtifact(f"{path} has encoder and decoder of {coder.enc_LD.ndim} and {coder.dec_LE.ndim} axes")
     (latents, inputs), outputs = coder.enc_LD.shape, coder.dec_LE.shape[1]
@@ -121,6 +121,7 @@ def told(loaded: Loaded, path: Path) -> Loaded:
         "decoder bias": (coder.dec_bias_E, (outputs,)),
         "skip": (coder.skip_ED, (outputs, inputs)),
         "threshold": (coder.threshold_L, (latents,)),
+        "subtracted bias": (subtracted_D, (inputs,)),
     }
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
@@ -128,13 +129,29 @@ def told(loaded: Loaded, path: Path) -> Loaded:
                 f"{path}: {name} has shape {list(tensor.shape)} where the encoder, {latents} latents of {inputs} "
                 f"inputs, asks for {list(shape)}. Download it again"
             )
+    return coder
+
+
+def told(loaded: Loaded, path: Path) -> Loaded:
+    """The same, once its tensors are seen to be those of one coder."""
+    coder = agreeing(loaded.coder, path)
     if (coder.activation == "jumprelu") != (coder.threshold_L is not None):
         raise CorruptArtifact(f"{path}: a threshold belongs to jumprelu and to nothing else, not to {coder.activation}")
-    if coder.activation == "topk" and not 1 <= coder.k <= latents:
-        raise SettingError(f"{path}: k must be between 1 and the number of latents: k={coder.k}, latents={latents}")
+    if coder.activation == "topk" and not 1 <= coder.k <= coder.latents:
+        raise SettingError(
+            f"{path}: k must be between 1 and the number of latents: k={coder.k}, latents={coder.latents}"
+        )
+    named = {
+        "encoder": coder.enc_LD,
+        "encoder bias": coder.enc_bias_L,
+        "decoder": coder.dec_LE,
+        "decoder bias": coder.dec_bias_E,
+        "skip": coder.skip_ED,
+        "threshold": coder.threshold_L,
+    }
     if bad := [
         name
-        for name, tensor in {"encoder": coder.enc_LD, **{name: each for name, (each, _) in expected.items()}}.items()
+        for name, tensor in named.items()
         if tensor is not None and not bool(tensor.sum(dtype=torch.float32).isfinite())
     ]:
         raise CorruptArtifact(f"{path} has values that are not finite in: {', '.join(bad)}. Download it again")

@@ -12,7 +12,7 @@ import torch
 from nlrewrite.coders.form import Coder
 from nlrewrite.coders.formats import pickled
 from nlrewrite.coders.formats.affine import reading_less
-from nlrewrite.coders.formats.loaded import About, FileFormat, Loaded, one_dtype, spelled
+from nlrewrite.coders.formats.loaded import About, FileFormat, Loaded, agreeing, one_dtype, spelled
 from nlrewrite.errors import CorruptArtifact, SettingError
 
 NEEDED = {"pre_bias", "encoder.weight", "latent_bias", "decoder.weight"}
@@ -55,7 +55,7 @@ def load(path: Path, dtype: torch.dtype) -> Loaded:
     )
     notes = ("pre_bias is subtracted from the input; it was folded into the encoder bias",)
     about = About(kind="sae", layer=int(path.stem), dtype=spelled(held), said=said, notes=notes)
-    return Loaded(reading_less(coder, bias), FORMAT.name, about)
+    return Loaded(reading_less(agreeing(coder, path, bias), bias), FORMAT.name, about)
 
 
 FORMAT = FileFormat("openai", "a file <layer>.pt", recognises, load)
