@@ -112,11 +112,14 @@ def _coder(found: Row, coder: CoderFacts, names: Mapping[str, str], one_place: b
     step: object = MISSING
     if following is not None and one_place:
         named = names.get(following["label"], visible(following["label"]))
-        step = [number(following["delta_ce"]), el("small", f"{wording.between(following, 'delta_ce')} ({named})")]
+        step = [
+            wording.value(following, "delta_ce"),
+            el("small", f"{wording.between(following, 'delta_ce')} ({named})"),
+        ]
     on = f"{'yes' if found['front'] else 'no'} ({percent(found['front_share'])})" if one_place else MISSING
     return (
         [coder.name, el("small", f"{found['activation']}, {count(found['latents'])} latents")],
-        _with_interval(f"{found['l0']:.1f}", f"[{found['l0_low']:.1f}, {found['l0_high']:.1f}]"),
+        _latents(found, "l0"),
         _share(found, "fvu"),
         percent(found["dead_share"]),
         *_losses(found),
@@ -132,8 +135,8 @@ def _losses(found: Row, own: bool = False) -> tuple[object, ...]:
         return number(found["ce"]), MISSING, MISSING
     return (
         number(found["ce"]),
-        _with_interval(number(found["delta_ce"]), wording.between(found, "delta_ce")),
-        _with_interval(number(found["kl"]), wording.between(found, "kl")),
+        _with_interval(*_told(found, "delta_ce")),
+        _with_interval(*_told(found, "kl")),
     )
 
 
@@ -141,6 +144,10 @@ def _share(found: Row, name: str) -> object:
     if found[name] is None:
         return MISSING
     return _with_interval(percent(found[name]), percent_interval(found[f"{name}_low"], found[f"{name}_high"]))
+
+
+def _told(found: Row, name: str) -> tuple[str, str]:
+    return wording.value(found, name), wording.between(found, name)
 
 
 def _with_interval(value: str, interval: str) -> list[object]:
@@ -182,10 +189,10 @@ def _layers(found: Row) -> Markup:
         alone, left = each["alone"], each["all_but"]
         cells: list[object] = [
             [f"layer {each['layer']}", el("small", each["site"])],
-            _with_interval(number(alone["delta_ce"]), wording.between(alone, "delta_ce")),
+            _with_interval(*_told(alone, "delta_ce")),
         ]
         if several:
-            cells += [number(left["ce"]), _with_interval(number(left["saved"]), wording.between(left, "saved"))]
+            cells += [number(left["ce"]), _with_interval(*_told(left, "saved"))]
         for name, shown in (("fvu", _share), ("l0", _latents)):
             cells += [shown(each[where], name) for where in (("clean", "patched") if several else ("clean",))]
         body.append(row(columns, cells))
@@ -195,7 +202,9 @@ def _layers(found: Row) -> Markup:
 
 
 def _latents(found: Row, name: str) -> object:
-    return _with_interval(f"{found[name]:.1f}", f"[{found[f'{name}_low']:.1f}, {found[f'{name}_high']:.1f}]")
+    """A mean number of latents; exactly k of them have no interval worth showing."""
+    low, value, high = (f"{found[f'{name}{end}']:.1f}" for end in ("_low", "", "_high"))
+    return value if low == high else _with_interval(value, f"[{low}, {high}]")
 
 
 # -- records ----------------------------------------------------------------------------------------------------------
@@ -205,8 +214,6 @@ def _records(coders: Sequence[CoderFacts]) -> Markup:
     columns = (
         Column("Coder"),
         Column("Kind"),
-        Column("Latents", True),
-        Column("k", True),
         Column("Where"),
         Column("From"),
         Column("Trained on"),
@@ -232,11 +239,11 @@ def _record(coder: CoderFacts) -> tuple[object, ...]:
     where = [coder.place, el("small", visible(str(training.get("site") or record.get("hook_out") or "")))]
     model, revision = record.get("model"), record.get("revision")
     of = el("small", visible(f"{model} at {str(revision)[:12]}" if revision else str(model))) if model else None
+    k = record.get("k") or spec.get("k", MISSING)
+    kept = f"{activation or 'active'}, k = {k}, {count(int(spec['width']))} latents"
     return (
         [coder.name, el("small", coder.artifact)],
-        [wording.kind_of(coder), el("small", activation) if activation else None],
-        count(int(spec["width"])),
-        str(record.get("k") or spec.get("k", MISSING)),
+        [wording.kind_of(coder), el("small", kept)],
         where,
         [visible(str(record.get("source") or spec.get("kind", "trained"))), of],
         visible(wording.trained_on(coder)),

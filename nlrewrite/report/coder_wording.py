@@ -4,15 +4,16 @@ In: facts of coders and what was measured of them. Out: strings. Invariant: a lo
 model's, an added loss not without its interval, and what was not measured is said to be missing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nlrewrite.report.coder_facts import CoderFacts
+from nlrewrite.report.facts import coder_kind
 from nlrewrite.report.wording import MISSING, count, many, number, percent, percent_interval
 
 Row = Mapping[str, Any]
 OVER = {"k": "k", "penalty": "penalty", "seed": "seed", "layer": "layer", "width": "number of latents"}
-KINDS = {"sae": "sparse autoencoder", "transcoder": "transcoder", "skip-transcoder": "skip transcoder"}
 
 
 def title(coders: Sequence[CoderFacts], frontier: Row | None, replacement: Row | None) -> str:
@@ -27,11 +28,22 @@ def title(coders: Sequence[CoderFacts], frontier: Row | None, replacement: Row |
 
 
 def added(row: Row, name: str = "delta_ce") -> str:
-    return f"{number(row[name])} {between(row, name)} nats"
+    return f"{value(row, name)} {between(row, name)} nats"
+
+
+def value(row: Row, name: str) -> str:
+    """A number with as many decimals as its interval is worth."""
+    return number(row[name], _decimals(row, name))
 
 
 def between(row: Row, name: str) -> str:
-    return f"[{number(row[f'{name}_low'])}, {number(row[f'{name}_high'])}]"
+    decimals = _decimals(row, name)
+    return f"[{number(row[f'{name}_low'], decimals)}, {number(row[f'{name}_high'], decimals)}]"
+
+
+def _decimals(row: Row, name: str) -> int:
+    width = row[f"{name}_high"] - row[f"{name}_low"]
+    return min(5, max(3, 1 + math.ceil(-math.log10(width)))) if width > 0 else 3
 
 
 def recovered(row: Row) -> str:
@@ -71,8 +83,8 @@ def _of_frontier(found: Row, coders: Sequence[CoderFacts]) -> list[str]:
         said.append(
             "Every coder lies on the front: none has both fewer active latents and less loss than another."
             if on == len(rows)
-            else f"{on} of the {len(rows)} lie on the front; each of the others is beaten by one with no more active "
-            f"latents and no more loss."
+            else f"{on} of the {len(rows)} {'lies' if on == 1 else 'lie'} on the front; for each of the rest there is "
+            f"another with no more active latents and no more loss."
         )
     return said
 
@@ -91,7 +103,7 @@ def _of_replacement(found: Row) -> list[str]:
         sign = "more" if together["beyond"] > 0 else "less"
         clear = together["beyond_low"] > 0 or together["beyond_high"] < 0
         how = (
-            f"together they cost {number(abs(together['beyond']))} {sign} than that ({between(together, 'beyond')})"
+            f"together they cost {sign} than that: {added(together, 'beyond')} beyond it"
             if clear
             else f"what they cost together cannot be told from that ({between(together, 'beyond')} beyond it)"
         )
@@ -126,11 +138,7 @@ def _learned(coder: CoderFacts) -> str:
 
 
 def kind_of(coder: CoderFacts) -> str:
-    if coder.record.get("kind") in KINDS:
-        return KINDS[coder.record["kind"]]
-    if coder.spec["site"]["kind"] != "mlp":
-        return KINDS["sae"]
-    return KINDS["skip-transcoder" if coder.spec.get("skip") else "transcoder"]
+    return coder_kind(coder.spec, coder.record)
 
 
 def caveats(frontier: Row | None, replacement: Row | None) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlrewrite.artifacts import Folder
-from nlrewrite.report import coder_facts, coder_figures, coder_page, figure
+from nlrewrite.report import coder_facts, coder_figures, coder_page, figure, layer_figures
 from nlrewrite.report.build import provenance
 from nlrewrite.report.coder_facts import CoderFacts
 from nlrewrite.report.figure import Figure
@@ -57,9 +57,9 @@ def figures(
     """All that the data allow, in the order of the page."""
     drawn: list[Figure | None] = []
     if frontier is not None:
-        drawn += [coder_figures.frontier(frontier, coders), coder_figures.by_value(frontier, coders)]
+        drawn += [coder_figures.frontier(frontier, coders), layer_figures.by_value(frontier, coders)]
     if replacement is not None:
-        drawn += [coder_figures.replaced(replacement), coder_figures.layers(replacement)]
+        drawn += [layer_figures.replaced(replacement), layer_figures.layers(replacement)]
     return [each for each in (*drawn, coder_figures.training(coders)) if each is not None]
 
 

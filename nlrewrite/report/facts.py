@@ -6,7 +6,8 @@ pages, and every count comes with what it is a part of.
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from nlrewrite.artifacts import Folder
@@ -17,6 +18,8 @@ PLACES = {
     "mlp-output": "the MLP output of layer {}",
     "residual": "the residual stream after layer {}",
 }
+
+CODERS = {"sae": "sparse autoencoder", "transcoder": "transcoder", "skip-transcoder": "skip transcoder"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Facts:
     """The subject's training, if it was trained here."""
     coder: dict[str, Any]
     coder_training: dict[str, Any]
+    """Empty for a coder from elsewhere that has none."""
     corpus: dict[str, Any]
     tokens: dict[str, Any]
     explain: dict[str, Any]
@@ -41,6 +45,8 @@ class Facts:
     outcomes: dict[str, int]
     """Latents by what became of their sentence: ok, unexplained, unparseable."""
     latents: int
+    coder_record: dict[str, Any] = field(default_factory=dict)
+    """Whose coder it is, where it stood and on what it was measured; empty in artifacts that have no record."""
 
     @property
     def sentences(self) -> int:
@@ -58,7 +64,8 @@ def gather(inputs: dict[str, Folder]) -> Facts:
         subject=spec["subject"],
         training=_optional(inputs["subject"], "training.json"),
         coder=spec["coder"],
-        coder_training=_required(inputs["coder"], "training.json"),
+        coder_training=_optional(inputs["coder"], "training.json") or {},
+        coder_record=_optional(inputs["coder"], "record.json") or {},
         corpus=_required(inputs["corpus"], "corpus.json"),
         tokens=_required(inputs["tokens"], "tokens.json"),
         explain=spec["explanations"],
@@ -68,6 +75,15 @@ def gather(inputs: dict[str, Folder]) -> Facts:
         outcomes=dict(sorted(outcomes.items())),
         latents=sum(outcomes.values()),
     )
+
+
+def coder_kind(spec: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """What kind of coder it is, by its spec, or by its record where the spec does not say."""
+    if spec["site"]["kind"] != "mlp":
+        return CODERS["sae"]
+    if "skip" in spec:
+        return CODERS["skip-transcoder" if spec["skip"] else "transcoder"]
+    return CODERS.get(str(record.get("kind")), CODERS["transcoder"])
 
 
 def _layers(subject: Folder) -> int | None:

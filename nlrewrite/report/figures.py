@@ -314,7 +314,7 @@ def training(facts: Facts) -> Figure | None:
         )
     if facts.coder_training.get("curve"):
         fvu = facts.coder_training["fvu"]
-        told.append(f"the coder leaves {percent(fvu)} of the site's variance unexplained")
+        told.append(f"the coder leaves {percent(fvu)} of the site's variance unexplained{_kept(facts.coder_training)}")
         panels.append(
             draw(
                 "coder",
@@ -339,6 +339,14 @@ def training(facts: Facts) -> Figure | None:
             for point in (of or {}).get("curve", ())
         ),
     )
+
+
+def _kept(training: dict[str, Any]) -> str:
+    """What else the last point of a coder's curve says, where curves have it."""
+    last = training["curve"][-1]
+    said = [f"{last['l0']:.1f} latents active on a token"] if "l0" in last else []
+    said += [f"{percent(last['dead_share'])} of all latents dead"] if "dead_share" in last else []
+    return f", with {' and '.join(said)}" if said else ""
 
 
 def _frame(rows: "Iterable[Row]") -> "pd.DataFrame":

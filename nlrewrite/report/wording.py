@@ -7,7 +7,7 @@ compared with, and a share that could not be given is said to be missing, with t
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nlrewrite.report.facts import Facts
+from nlrewrite.report.facts import Facts, coder_kind
 
 MISSING = "–"
 TINY = 10_000_000
@@ -329,13 +329,13 @@ def caveats(facts: Facts, headline: Mapping[str, Any], row: Mapping[str, Any]) -
 def method(facts: Facts, site: str) -> list[str]:
     """What was done, in three paragraphs."""
     coder, trained = facts.coder, facts.coder_training
-    kind = "sparse autoencoder" if facts.site["kind"] != "mlp" else "skip transcoder" if coder["skip"] else "transcoder"
+    kind, record = coder_kind(coder, facts.coder_record), facts.coder_record
     reads = "reconstructs it" if facts.site["kind"] != "mlp" else "reads its input and predicts its output"
     return [
         f"At one hookpoint, {facts.place} ({site}), a {kind} with {count(coder['width'])} latents, {coder['k']} of "
-        f"them active on a token, {reads}; it leaves {percent(trained['fvu'])} of the variance unexplained, and "
-        f"{percent(trained['live_share'])} of its latents are live. Site, width and k come from the spec; nothing "
-        f"measured on this page chose them.",
+        f"them active on a token, {reads}; it leaves {percent(trained.get('fvu', record.get('fvu')))} of the variance "
+        f"unexplained, and {percent(trained.get('live_share'))} of its latents are live. Site, width and k come from "
+        f"the spec; nothing measured on this page chose them.{_from_elsewhere(record)}",
         "For every latent an explainer looks at where it is active on the explain split and writes a sentence. A "
         "simulator then reads that sentence and the text up to a token, and answers with a distribution over the "
         "digits 0 to 9: how active the latent should be there. A calibrator, fitted on the calibrate split, turns "
@@ -346,6 +346,14 @@ def method(facts: Facts, site: str) -> list[str]:
         f"windows a latent is active at all, fuzzing whether a marked token is one of its own; both are F1 scores on "
         f"balanced draws, while MCC, AUPRC, sensitivity and specificity are counted at natural prevalence.",
     ]
+
+
+def _from_elsewhere(record: Mapping[str, Any]) -> str:
+    """Where a coder comes from that was not trained here, as its record says."""
+    if record.get("source", "trained") == "trained":
+        return ""
+    of = f", trained on {record['data']}" if record.get("data") else ""
+    return f" The coder comes from {record['source']}{of}, in the format of {record['format']}."
 
 
 def _limits(facts: Facts) -> str:
