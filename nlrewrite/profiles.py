@@ -251,7 +251,9 @@ def filled(spec: RewriteSpec, execution: Execution) -> RewriteSpec:
     if isinstance(spec.coder, specs.CoderSpec):
         from nlrewrite.text import streams
 
-        update["coder"] = spec.coder.model_copy(update={"data": streams.identified(spec.coder.data, execution)})
+        data = streams.identified(spec.coder.data, execution)
+        streams.refuse_overlap(update["text"].source, data)
+        update["coder"] = spec.coder.model_copy(update={"data": data})
     elif isinstance(spec.coder, specs.FolderCoder):
         from nlrewrite.coders import files
 

@@ -20,6 +20,7 @@ from nlrewrite.artifacts import Folder, Work
 from nlrewrite.coding import CoderTokens, FolderTokens, HubTokens, SplitTokens, TokenRows
 from nlrewrite.errors import CorruptArtifact, SettingError
 from nlrewrite.execution import Execution
+from nlrewrite.specs import HubDataset, TextFolder
 from nlrewrite.steps import Running
 from nlrewrite.text import rowfile, sources
 from nlrewrite.text.documents import hash_files
@@ -47,6 +48,23 @@ def identified(data: AnyTokens, execution: Execution) -> AnyTokens:
             return data.model_copy(update={"content": rowfile.content(rowfile.located(data, execution), execution)})
         case _:
             return data
+
+
+def refuse_overlap(text: sources.Source, data: CoderTokens) -> None:
+    """A coder must not learn from documents that it is judged on later, as those of the corpus are."""
+    if isinstance(text, TextFolder) and isinstance(data, FolderTokens) and text.content == data.content:
+        raise SettingError(
+            f"a coder must not be trained on all of the corpus, for parts of it are kept to measure on: {SECTION} and "
+            f"text.source are the same folder of texts. Use --set {SECTION}.kind=split, or name another --stream-folder"
+        )
+    if isinstance(text, HubDataset) and isinstance(data, HubTokens):
+        same = ("dataset", "revision", "config", "split", "field")
+        if all(getattr(text, name) == getattr(data, name) for name in same) and data.first < text.documents:
+            raise SettingError(
+                f"a coder must not be trained on all of the corpus, for parts of it are kept to measure on: the corpus "
+                f"is the first {text.documents:,} documents of {text.dataset}, and {SECTION}.first={data.first:,}. "
+                f"Use --set {SECTION}.first={text.documents}"
+            )
 
 
 def build(

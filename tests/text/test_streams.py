@@ -417,3 +417,15 @@ def test_content_is_filled_in_where_the_coder_is_trained_on_it(texts: Path, tmp_
 def test_a_source_without_a_place_is_asked_for(kind: str, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         resolved(Execution(), f"coder.data.kind={kind}")
+
+
+def test_what_is_measured_on_is_not_learned_from(texts: Path) -> None:
+    execution = Execution(stream_folder=str(texts), text_folder=str(texts))
+    with pytest.raises(SettingError, match=r"the same folder of texts.*coder\.data\.kind=split"):
+        resolved(execution, "coder.data.kind=folder", "text.source.kind=folder")
+    fields = {"dataset": "a/b", "revision": "0" * 40}
+    both = [f"{path}={json.dumps({'kind': 'hub', **fields})}" for path in ("text.source", "coder.data")]
+    with pytest.raises(SettingError, match=r"the first 100,000 documents of a/b.*--set coder\.data\.first=100000"):
+        resolved(Execution(), *both)
+    assert resolved(Execution(), *both, "coder.data.first=100000").data.first == 100_000
+    assert resolved(Execution(), *both, "coder.data.field=other").data.first == 0
