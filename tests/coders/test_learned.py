@@ -284,9 +284,10 @@ def test_a_low_precision_chooses_and_values_stay_exact() -> None:
     levels=st.sampled_from([1, 3, 1000]),
     at_once=st.sampled_from([1, 24, 1000]),
     world=st.sampled_from([1, 3]),
+    guess=st.sampled_from([0.0, 0.3, 0.9, 5.0]),
 )
 def test_a_batch_keeps_its_largest_and_of_ties_the_earlier(
-    rows: int, latents: int, most: int, levels: int, at_once: int, world: int
+    rows: int, latents: int, most: int, levels: int, at_once: int, world: int, guess: float
 ) -> None:
     draws = torch_generator(rows * latents, "batch", most, levels)
     p_NL = torch.randint(-levels, levels + 1, (rows, latents), generator=draws).float() / levels
@@ -297,7 +298,7 @@ def test_a_batch_keeps_its_largest_and_of_ties_the_earlier(
         found = together(
             world,
             lambda ranks: choosing.batch_largest(
-                p_NL[shares[ranks.rank]], torch.eye(latents), torch.zeros(latents), most, torch.float32, ranks
+                p_NL[shares[ranks.rank]], torch.eye(latents), torch.zeros(latents), most, torch.float32, ranks, guess
             ),
         )
     kept = torch.zeros(rows, latents)
