@@ -39,6 +39,7 @@ SPELLINGS = {
     "scaling_factor": "scaling",
 }
 NEEDED = ("encoder", "encoder bias", "decoder", "decoder bias", "threshold")
+TRANSCODERS = re.compile(r"(?:^|[/-])gemma-scope-[^/]*-transcoders/|(?:^|/)transcoder(?:_all)?/layer_")
 READ = {
     "architecture",
     "model_name",
@@ -77,7 +78,7 @@ def load(path: Path, dtype: torch.dtype) -> Loaded:
     if "width" in said and said["width"] != coder.latents:
         raise CorruptArtifact(f"{file.path} has {coder.latents} latents, and {CONFIG} says {said['width']}")
     notes: list[str] = []
-    if first and "embedding" in folder.resolve().parts:
+    if first and re.search(r"(?:^|/)embedding/width_", folder.resolve().as_posix()):
         root = math.sqrt(coder.enc_LD.shape[1])
         coder.enc_LD.div_(root)
         coder.dec_LE.mul_(root)
@@ -127,16 +128,17 @@ def _refuse(said: dict[str, Any], path: Path) -> None:
 
 def _about(coder: Coder, said: dict[str, Any], folder: Path) -> About:
     """What the settings say, and what the names of the folders say where they do not."""
-    where = "/".join(folder.parts)
+    where = folder.as_posix()
+    below = "/".join(folder.parts[-3:])
     hook_in, hook_out = said.get("hf_hook_point_in"), said.get("hf_hook_point_out")
-    layer = layer_of(hook_in) if hook_in else layer_of(where[where.rfind("layer_") :] if "layer_" in where else None)
+    layer = layer_of(hook_in) if hook_in else layer_of(below)
     transcoder = (
         said.get("type") == "transcoder"
         or (hook_out or hook_in) != hook_in
         or coder.enc_LD.shape[1] != coder.dec_LE.shape[1]
-        or (not said and "transcoder" in where)
+        or (not said and TRANSCODERS.search(where) is not None)
     )
-    measured = re.search(r"average_l0_(\d+)", where)
+    measured = re.search(r"average_l0_(\d+)", below)
     l0 = said.get("l0", int(measured[1]) if measured else None)
     return About(
         kind="skip-transcoder" if coder.skip_ED is not None else "transcoder" if transcoder else "sae",

@@ -94,6 +94,10 @@ def test_a_coder_of_embeddings_reads_and_writes_them_times_the_root_of_their_wid
     torch.testing.assert_close(written(loaded.coder, x_ND), _formula(scaled, x_ND), atol=1e-5, rtol=0)
     assert loaded.about.layer is None
     assert any("embeddings" in note for note in loaded.about.notes)
+    # A folder of that name elsewhere in a path says nothing.
+    loaded = load(_npz(tmp_path / "embedding" / "mine" / "layer_2" / "width_4k", named))
+    torch.testing.assert_close(written(loaded.coder, x_ND), _formula(named, x_ND), atol=1e-5, rtol=0)
+    assert loaded.about.layer == 2
 
 
 @pytest.mark.parametrize("affine", [False, True])
