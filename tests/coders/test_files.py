@@ -1,0 +1,111 @@
+"""Which files a coder consists of: the ones that are read, and no others."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nlrewrite.coders import files, form, formats
+from nlrewrite.coders.formats import About
+from nlrewrite.coding import FolderCoder
+from nlrewrite.errors import SettingError, Unreachable
+from nlrewrite.execution import Execution
+from tests.coders.formats import pickles
+
+
+def coder(seed: int = 0) -> form.Coder:
+    w = pickles.drawn(seed, enc=(12, 6), b=(12,), dec=(12, 6), out=(6,))
+    return form.Coder(w["enc"], w["b"], w["dec"], w["out"], None, 3)
+
+
+def sparsify(folder: Path, seed: int = 0) -> Path:
+    formats.save(coder(seed), folder, "sparsify", About())
+    return folder
+
+
+def saelens(folder: Path) -> Path:
+    formats.save(coder(), folder, "saelens", About())
+    return folder
+
+
+def gpt2(folder: Path) -> Path:
+    folder.mkdir()
+    return pickles.transcoder(folder, 0, 6, 6, 12)
+
+
+def dictionary(folder: Path) -> Path:
+    folder.mkdir()
+    torch.save(
+        pickles.drawn(0, **{"encoder.weight": (12, 6), "encoder.bias": (12,), "bias": (6,)})
+        | {"decoder.weight": torch.ones(6, 12)},
+        folder / "ae.pt",
+    )
+    (folder / "config.json").write_text('{"trainer": {"dict_class": "AutoEncoder"}}')
+    return folder
+
+
+@pytest.mark.parametrize("make", [sparsify, saelens, gpt2, dictionary])
+def test_a_coder_is_whole_with_its_files_and_other_files_do_not_count(make, tmp_path: Path) -> None:
+    place = make(tmp_path / "coder")
+    folder = place if place.is_dir() else place.parent
+    (folder / "README.md").write_text("words")
+    (folder / "optimizer.bin").write_bytes(b"state")
+    found, content = files.files(place), files.fingerprint(place)
+    assert {"README.md", "optimizer.bin"}.isdisjoint(each.name for each in found)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for each in found:
+        (moved / each.name).write_bytes(each.read_bytes())
+    again = moved if place.is_dir() else moved / place.name
+    assert torch.equal(formats.load(again).coder.enc_LD, formats.load(place).coder.enc_LD)
+    (folder / "README.md").write_text("other words")
+    assert files.fingerprint(place) == files.fingerprint(again) == content
+    for each in found:
+        before = each.read_bytes()
+        each.write_bytes(before + b" ")
+        assert files.fingerprint(place) != content, each.name
+        each.write_bytes(before)
+
+
+@pytest.mark.parametrize("make", [sparsify, saelens, gpt2, dictionary])
+def test_a_repository_is_asked_for_no_file_that_is_not_read(make, tmp_path: Path) -> None:
+    place = make(tmp_path / "coder")
+    asked = files.patterns(place.name if place.is_file() else "")
+    assert {each.name for each in files.files(place)} <= set(asked)
+    within = files.patterns(f"layers.6.mlp/{place.name}" if place.is_file() else "layers.6.mlp")
+    assert within == [f"layers.6.mlp/{each}" for each in asked]
+
+
+def test_a_layer_left_open_is_every_layer(tmp_path: Path) -> None:
+    for layer in range(3):
+        sparsify(tmp_path / f"layers.{layer}.mlp", layer)
+    where = Execution(coder_folder=str(tmp_path))
+    all_layers = files.identified(FolderCoder(path="layers.{layer}.mlp"), where).content
+    assert all(files.is_of(all_layers, tmp_path, f"layers.{layer}.mlp", layer) for layer in range(3))
+    assert not files.is_of(all_layers, tmp_path, "layers.1.mlp", 2)
+    one = files.identified(FolderCoder(path="layers.1.mlp"), where).content
+    assert files.is_of(one, tmp_path, "layers.1.mlp", 1) and not files.is_of(one, tmp_path, "layers.2.mlp", 2)
+    swapped = tmp_path / "swapped"
+    (tmp_path / "layers.0.mlp").rename(swapped)
+    (tmp_path / "layers.1.mlp").rename(tmp_path / "layers.0.mlp")
+    swapped.rename(tmp_path / "layers.1.mlp")
+    assert not files.is_of(all_layers, tmp_path, "layers.2.mlp", 2)
+    with pytest.raises(Unreachable, match="for any layer"):
+        files.fingerprint(tmp_path, "{layer}/other")
+
+
+def test_nothing_to_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="holds no coder"):
+        files.files(tmp_path)
+    with pytest.raises(Unreachable, match="there is no"):
+        files.files(tmp_path / "missing")
+    given = FolderCoder(content="0" * 64)
+    assert files.identified(given, Execution()) is given
+
+
+def test_naming_a_coder_loads_no_numeric_library() -> None:
+    code = "import sys, nlrewrite.coders.files; print({'torch', 'numpy', 'safetensors'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
