@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, output: "Output") -> int:
     from nlrewrite import pipeline, profiles, terminal
+    from nlrewrite.coders import followers
 
     execution = _execution(options)
     overrides, _ = _spent(options, execution)
@@ -49,12 +50,15 @@ def _run(options: argparse.Namespace, output: "Output") -> int:
     for library in ("OMP", "OPENBLAS", "MKL", "RAYON"):
         os.environ[f"{library}_NUM_THREADS"] = str(execution.threads)
     os.environ["TQDM_DISABLE"] = "1"  # bars of libraries, which would tear ours
-    if not options.local:
+    if not (options.local or followers.several()):
         _hand_over_to_flow(options, overrides, execution, output)
-    spec = profiles.filled(spec, execution)
-    silent = output.quiet or output.json
-    progress = terminal.progress(silent)
-    outcome = pipeline.run_local(spec, options.profile, options.refresh, execution, progress, walk)
+    with followers.together(execution) as leads:
+        if not leads:
+            return 0
+        spec = profiles.filled(spec, execution)
+        silent = output.quiet or output.json
+        progress = terminal.progress(silent)
+        outcome = pipeline.run_local(spec, options.profile, options.refresh, execution, progress, walk)
     print(terminal.finished(outcome, output))
     return 0
 

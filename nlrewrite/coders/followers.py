@@ -1,6 +1,6 @@
 """Training on several processes: rank 0 walks the composition, the others wait to be called to train a coder with it.
 
-    torchrun --nproc-per-node 8 -m nlrewrite train-coder --local --device cuda ...
+    torchrun --nproc-per-node 8 -m nlrewrite train-coder --device cuda ...
 
 In: what torchrun says of this process, and rank 0's calls. Out: on rank 0 what one process alone would have made; on
 the others nothing. Invariant: a follower runs the very function that rank 0 runs, on the same artifacts and with its
@@ -17,7 +17,6 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from nlrewrite.artifacts import Artifact, Folder, Store
-from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
 from nlrewrite.specs import CoderSpec
 
@@ -34,17 +33,8 @@ class Call(BaseModel):
 
 
 def several() -> bool:
-    """Whether torchrun has started this process as one of several."""
+    """Whether torchrun has started this process as one of several; they run the steps in themselves, not in a flow."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def refuse_flow() -> None:
-    """A flow's steps run in workers of their own, which torchrun's processes are not."""
-    if several():
-        raise SettingError(
-            f"{os.environ['WORLD_SIZE']} processes were started together, and they run the steps in themselves: a flow "
-            f"cannot have them. Add --local"
-        )
 
 
 @contextmanager

@@ -191,7 +191,8 @@ def _learner(job: Job, located: Located, opening: Batch, execution: "Execution",
     """A coder at its start, or where it was saved."""
     spec = _spec(job)
     learned = Learned.initial(spec, *opening)
-    slots = None if job.work is None or ranks.rank else Slots(job.work, spec, execution)
+    ranks.broadcast(learned.parameters())  # another processor may round another way
+    slots = None if job.work is None or ranks.rank else Slots(job.work, spec, execution, ranks.world)
     learner = Learner(
         job=job,
         located=located,
