@@ -229,11 +229,14 @@ def require_runnable(profile: str, spec: RewriteSpec) -> None:
         raise SettingError(
             f"the revision of {spec.coder.repo} is not chosen. Choose one with --set coder.revision=<commit>"
         )
-    source = spec.text.source
-    if isinstance(source, specs.HubDataset) and source.revision == UNCHOSEN:
-        raise SettingError(
-            f"the revision of {source.dataset} is not chosen. Choose one with --set text.source.revision=<commit>"
-        )
+    datasets: dict[str, Any] = {"text.source": spec.text.source}
+    if isinstance(spec.coder, specs.CoderSpec):
+        datasets["coder.data"] = spec.coder.data
+    for section, source in datasets.items():
+        if isinstance(source, specs.HubDataset) and source.revision == UNCHOSEN:
+            raise SettingError(
+                f"the revision of {source.dataset} is not chosen. Choose one with --set {section}.revision=<commit>"
+            )
 
 
 def filled(spec: RewriteSpec, execution: Execution) -> RewriteSpec:

@@ -234,4 +234,7 @@ def test_an_unchosen_revision_plans_and_does_not_run():
     text = ("text.source.kind=hub", "text.source.dataset=a/b", f"text.source.revision={UNCHOSEN}")
     with pytest.raises(SettingError, match=r"--set text\.source\.revision=<commit>"):
         profiles.require_runnable("tiny", spec(*text))
+    data = ("coder.data.kind=hub", "coder.data.dataset=a/b", f"coder.data.revision={UNCHOSEN}")
+    with pytest.raises(SettingError, match=r"--set coder\.data\.revision=<commit>"):
+        profiles.require_runnable("tiny", spec(*data))
     profiles.require_runnable("tiny", spec())

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hub_server import DATASET, REVISION, hub
+from hub_server import DATASET, REVISION, hub, parquet_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from nlrewrite import profiles, steps
@@ -113,11 +113,11 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> HubTokens:
-    """A local folder as a dataset: two files, and a row without a text."""
+    """A local folder as a dataset: two files in groups of ten rows, and a row without a text."""
     root = tmp_path_factory.mktemp("dataset")
-    rows = [json.dumps({"text": None if number == 7 else text}) for number, text in enumerate(TEXTS)]
-    (root / "train-0.jsonl").write_text("\n".join(rows[:25]))
-    (root / "train-1.jsonl").write_text("\n".join(rows[25:]))
+    rows = [None if number == 7 else text for number, text in enumerate(TEXTS)]
+    (root / "train-0.parquet").write_bytes(parquet_of(rows[:25]))
+    (root / "train-1.parquet").write_bytes(parquet_of(rows[25:]))
     revision = sources.hash_files(root, sources.visible_files(root))[:40]
     return HubTokens(dataset=str(root), revision=revision)
 
