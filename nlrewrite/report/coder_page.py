@@ -79,44 +79,26 @@ def _frontier(found: Row, coders: Sequence[CoderFacts]) -> Markup:
         Column("Added loss", True),
         Column("KL", True),
         Column("Recovered", True),
-        Column("To the next", True),
-        Column("On the front", True),
     )
     measured = {each["label"]: each for each in found["coders"]}
-    names = {coder.label: coder.name for coder in coders}
-    one_place = len({each["site"] for each in found["coders"]}) == 1
-    body = [
-        row(columns, _coder(measured[coder.label], coder, names, one_place))
-        for coder in coders
-        if coder.label in measured
-    ]
+    body = [row(columns, _coder(measured[coder.label], coder)) for coder in coders]
     body.append(el("tr", el("th", "Ends of the scale", colspan=len(columns), scope="colgroup", class_="group")))
-    blank = [MISSING] * 2
-    body.append(
-        row(columns, ("Original model", MISSING, *blank, *_losses(found["original"], own=True), *blank, MISSING))
-    )
+    blank = [MISSING] * 3
+    body.append(row(columns, ("Original model", *blank, *_losses(found["original"], own=True), MISSING)))
     for each in found["ablations"]:
-        what = "mean" if each["arm"] == "mean" else "zero"
-        named = [f"Output at {'its mean' if what == 'mean' else 'zero'}", el("small", each["site"])]
-        body.append(row(columns, (named, MISSING, *blank, *_losses(each), *blank, MISSING)))
+        named = [f"Output at {'its mean' if each['arm'] == 'mean' else 'zero'}", el("small", each["site"])]
+        body.append(row(columns, (named, *blank, *_losses(each), MISSING)))
     words = "What every coder costs"
     about = (
         ". Added loss and KL are measured against the original model; recovered is the share of what mean ablation "
-        "costs; the next coder is the one with the next more active latents. Brackets: 95% intervals."
+        "costs. Brackets: 95% intervals."
     )
-    return table([el("strong", words), about], columns, body, words)
+    whole = table([el("strong", words), about], columns, body, words)
+    one_place = len({each["site"] for each in found["coders"]}) == 1
+    return el("div", whole, _front(measured, coders) if one_place and len(coders) > 1 else None)
 
 
-def _coder(found: Row, coder: CoderFacts, names: Mapping[str, str], one_place: bool) -> tuple[object, ...]:
-    following = found["next"]
-    step: object = MISSING
-    if following is not None and one_place:
-        named = names.get(following["label"], visible(following["label"]))
-        step = [
-            wording.value(following, "delta_ce"),
-            el("small", f"{wording.between(following, 'delta_ce')} ({named})"),
-        ]
-    on = f"{'yes' if found['front'] else 'no'} ({percent(found['front_share'])})" if one_place else MISSING
+def _coder(found: Row, coder: CoderFacts) -> tuple[object, ...]:
     return (
         [coder.name, el("small", f"{found['activation']}, {count(found['latents'])} latents")],
         _latents(found, "l0"),
@@ -124,9 +106,38 @@ def _coder(found: Row, coder: CoderFacts, names: Mapping[str, str], one_place: b
         percent(found["dead_share"]),
         *_losses(found),
         _share(found, "recovered"),
-        step,
-        on,
     )
+
+
+def _front(measured: Mapping[str, Row], coders: Sequence[CoderFacts]) -> Markup:
+    columns = (
+        Column("Coder"),
+        Column("Active latents", True),
+        Column("On the front"),
+        Column("in resamples", True),
+        Column("The next coder"),
+        Column("Its loss is higher by", True),
+    )
+    names = {coder.label: coder.name for coder in coders}
+    body = []
+    for each in sorted(measured.values(), key=lambda each: each["l0"]):
+        following = each["next"]
+        known = following is not None
+        cells = (
+            names[each["label"]],
+            f"{each['l0']:.1f}",
+            "yes" if each["front"] else "no",
+            percent(each["front_share"]),
+            names[following["label"]] if known else MISSING,
+            _with_interval(*_told(following, "delta_ce")) if known else MISSING,
+        )
+        body.append(row(columns, cells))
+    words = "Which coders no other beats"
+    about = (
+        ". A coder is on the front when none has at most as many active latents and at most its loss; the next one is "
+        "that with the next more active latents. Brackets: 95% intervals of paired differences."
+    )
+    return table([el("strong", words), about], columns, body, words)
 
 
 def _losses(found: Row, own: bool = False) -> tuple[object, ...]:

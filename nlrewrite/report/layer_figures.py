@@ -89,7 +89,7 @@ def replaced(found: Row) -> Figure:
         "Every layer named, replaced at the same time",
         "Next-token loss. Bars: 95% bootstrap intervals of the difference to the original model over document groups, "
         "the same text throughout.",
-        (draw("replaced", f"Next-token loss in nats: {told}.", plot, (7.4, 3.2)),),
+        (draw("replaced", f"Next-token loss in nats: {told}.", plot, (6.2, 3.6)),),
         frame({"arm": label, "ce": original + row["delta_ce"], **_three(row, "delta_ce")} for label, row, _ in shown),
     )
 
@@ -168,7 +168,7 @@ def _beside(
         axes.set_xticks(range(len(names)), names, rotation=45 if len(names) > 6 else 0)
         axes.set_xlim(-0.6, len(names) - 0.4)
         if share:
-            axes.yaxis.set_major_formatter(lambda value, _: percent(value))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
         axes.set_title(title, pad=26)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, columnspacing=1.4, handlelength=1.2)
 
