@@ -1,14 +1,19 @@
 """Coders trained by two real processes against one, and by two of which one is killed."""
 
 import json
+import shlex
 import time
+from pathlib import Path
 
 import pytest
 
-from nlrewrite.coders import finish
-from nlrewrite.coders.ranks import ALONE
+from nlrewrite.cli import ACTS
+from nlrewrite.coders import finish, followers
+from nlrewrite.coders.ranks import ALONE, joined
+from nlrewrite.execution import Execution
+from nlrewrite.options import parser
 from nlrewrite.steps import Job
-from tests.coders import processes, small_training
+from tests.coders import small_training
 from tests.coders.processes import LIVE_TOKENS, ended, said, start, training
 
 SPECS = {
@@ -71,7 +76,31 @@ def test_a_killed_follower_ends_all_and_both_go_on_to_the_same_bits(two, tmp_pat
 
 def test_alone_nobody_is_called(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with processes.followers.together(processes.Execution()) as leads:
+    with followers.together(Execution()) as leads:
         assert leads
-        with processes.followers.called([], {}):
-            assert processes.ranks.joined() is ALONE
+        with followers.called([], {}):
+            assert joined() is ALONE
+
+
+def test_the_lines_of_the_page_are_understood_by_torchrun_and_by_us():
+    """torchrun reads options up to its own abbreviations out of the whole line, ours included."""
+    from torch.distributed.run import get_args_parser
+
+    page = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("torchrun ")]
+    assert len(lines) == 3
+    for line in lines:
+        torchrun = get_args_parser().parse_args(shlex.split(line)[1:])
+        assert (torchrun.module, torchrun.training_script) == (True, "nlrewrite")
+        assert int(torchrun.nproc_per_node) == 8
+        ours = parser(ACTS).parse_args(torchrun.training_script_args)
+        assert (ours.command, ours.profile, ours.device) == ("train-coder", "tiny", "cuda")
+
+
+def test_one_of_several_processes_hands_nothing_over_to_a_flow(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert not followers.several()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not followers.several()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert followers.several()
