@@ -56,15 +56,16 @@ class Learned:
         scale = losses.scale(spec.loss, y_NE, count, ranks)
         pairs = self._choose(x_ND, bias_L, count, ranks)
         written_NE, quiet, active, fired_L, least = self._written(x_ND, bias_L, pairs)
-        error_NE = written_NE + self._beside(x_ND) - y_NE
+        error_NE = written_NE.add_(self._beside(x_ND)).sub_(y_NE)  # in place: fresh memory is dear
+        squares_N = error_NE.square().sum(1)
         share = losses.warm(step, spec.penalty_warm_up) * spec.penalty
         penalty = share * quiet / count
-        total = scale(error_NE) + penalty
+        total = (squares_N * scale.weights).sum() + penalty
         auxk = self._auxk(x_ND, bias_L, error_NE.detach(), count, ranks)
         if auxk is not None:
             total = total + spec.auxk_weight * scale.of_mean * auxk
         with torch.no_grad():
-            sums = [error_NE.square().sum(), active, penalty, auxk if auxk is not None else torch.zeros_like(active)]
+            sums = [squares_N.sum(), active, penalty, auxk if auxk is not None else torch.zeros_like(active)]
             error, active, penalty, auxk = ranks.total(torch.stack([each.detach().float() for each in sums])).unbind()
             self._remember(count, ranks.largest(fired_L), active / count, -ranks.largest(-least))
         return Loss(total, error, scale.variance, active / count, penalty, auxk)

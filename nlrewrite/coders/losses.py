@@ -40,28 +40,24 @@ class Loss:
 
 @dataclass(frozen=True)
 class Scale:
-    """Weights of the squared errors of this process's tokens in the loss."""
+    """What a squared error of one of this process's tokens counts."""
 
-    weights_N1: Tensor
+    weights: Tensor
+    """[N], or [1] for all."""
     variance: Tensor
     """Sum of squares of y about the mean, of all processes."""
     of_mean: Tensor
     """The loss of a coder that writes the mean: one unit of what there is to explain."""
 
-    def __call__(self, error_NE: Tensor) -> Tensor:
-        return (error_NE.square() * self.weights_N1).sum()
-
 
 def scale(kind: Kind, y_NE: Tensor, count: int, ranks: Ranks) -> Scale:
     """The scale of a batch of `count` tokens over all processes; y are those of this one."""
     centred_NE, variance = centred(y_NE, count, ranks)
-    if kind == "squared":
-        weights_N1 = y_NE.new_full((1, 1), 1 / count)
-    elif kind == "fvu":
-        weights_N1 = (1 / variance.clamp_min(TINY)).view(1, 1)
-    else:
-        weights_N1 = 1 / (y_NE.norm(dim=1, keepdim=True).clamp_min(TINY) * (count * y_NE.shape[1]))
-    return Scale(weights_N1, variance, ranks.total((centred_NE.square() * weights_N1).sum()))
+    if kind == "relative":
+        weights_N = 1 / (y_NE.norm(dim=1).clamp_min(TINY) * (count * y_NE.shape[1]))
+        return Scale(weights_N, variance, ranks.total((centred_NE.square().sum(1) * weights_N).sum()))
+    weight = variance.new_tensor(1 / count) if kind == "squared" else 1 / variance.clamp_min(TINY)
+    return Scale(weight.view(1), variance, variance * weight)
 
 
 def centred(y_NE: Tensor, count: int, ranks: Ranks) -> tuple[Tensor, Tensor]:
