@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 STATE = "state.json"
 SLOTS = ("slot-0.safetensors", "slot-1.safetensors")
-BITS = ("threads", "device", "batch_tokens")
+BITS = ("threads", "device", "batch_tokens", "fast_products")
 """What the last bits of a result may depend on: only with these as they were is a resumed run the unbroken one."""
 
 
@@ -54,16 +54,16 @@ class _State(BaseModel):
     slot: int = Field(ge=0, lt=len(SLOTS))
     bytes: int
     sha256: str
-    execution: dict[str, int | str]
+    execution: dict[str, bool | int | str]
     curve: list[dict[str, Any]]
 
 
 class Slots:
     """The saved states of one coder."""
 
-    def __init__(self, work: Work, spec: CoderSpec, execution: Execution) -> None:
+    def __init__(self, work: Work, spec: CoderSpec, execution: Execution, processes: int = 1) -> None:
         self._work, self._spec = work, digest(spec)
-        self._execution = execution.model_dump(include=set(BITS))
+        self._execution = execution.model_dump(include=set(BITS)) | {"processes": processes}
         self._next = 0
 
     def load(self) -> Saved | None:
@@ -147,5 +147,5 @@ def kept(slots: Slots | None, ranks: Ranks) -> Saved | None:
     return Saved(told["step"], tensors, told["curve"])
 
 
-def _spelled(execution: dict[str, int | str]) -> str:
+def _spelled(execution: dict[str, bool | int | str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in execution.items())

@@ -130,11 +130,11 @@ class Learner:
 def train(jobs: Sequence[Job], inputs: Mapping[str, Folder], running: "Running", ranks: Ranks) -> None:
     """Train coders that share `SHARED` on one pass of the subject."""
     execution, spec = running.execution, _spec(jobs[0])
-    model = activity.subject(inputs["subject"], spec, execution, own_device(execution.device))
-    stream = inputs["stream"] if "stream" in inputs else inputs["tokens"]
-    read = rows(stream, execution, spec.window)
+    read = rows(inputs["stream"] if "stream" in inputs else inputs["tokens"], execution, spec.window)
+    ordered = order.order(spec, read)
+    model = activity.subject(inputs["subject"], spec, execution, own_device(execution.device), ordered.length)
     located = [sites.locate(model, _spec(job).site) for job in jobs]
-    active = Activity(model, located, read, order.order(spec, read), execution.batch_tokens, ranks)
+    active = Activity(model, located, read, ordered, execution.batch_tokens, ranks)
     opening = active.windows(active.order.opening(max(OPENING_TOKENS, spec.batch)))
     held_out = active.of(active.held_out())
     learners = [

@@ -222,7 +222,7 @@ def test_coders_that_read_other_data_are_trained_one_after_another(inputs, tmp_p
 
 def activities(given: dict[str, Folder], at: list[Site], of: CoderSpec = SPEC, batch_tokens: int = 8192) -> Activity:
     execution = Execution()
-    model = activity.subject(given["subject"], of, execution, "cpu")
+    model = activity.subject(given["subject"], of, execution, "cpu", of.window)
     read = rows(given["tokens"], execution, of.window)
     return Activity(model, [sites.locate(model, each) for each in at], read, order.order(of, read), batch_tokens)
 
@@ -250,8 +250,9 @@ def test_a_pass_ends_at_the_last_site_and_records_all_of_them(inputs) -> None:
 def test_a_coder_of_every_family_trains(family: str, tmp_path: Path) -> None:
     given = small_training.inputs(tmp_path / "store", family)
     assert build(given, tmp_path / "out", spec(steps=3))["ce"]["original"] > 0
-    attention = activity.subject(given["subject"], SPEC, Execution(), "cpu").config._attn_implementation
-    assert attention == ("eager" if family == "gemma2" else "sdpa")
+    for window, fused in ((64, False), (512, family != "gemma2")):
+        model = activity.subject(given["subject"], SPEC, Execution(), "cpu", window)
+        assert model.config._attn_implementation == ("sdpa" if fused else "eager")
 
 
 @pytest.mark.parametrize("mix", [0, 256])
