@@ -257,6 +257,25 @@ def _prompts(options: argparse.Namespace, output: "Output") -> int:
     return 0
 
 
+def _coder(options: argparse.Namespace, output: "Output") -> int:
+    from nlrewrite import terminal
+    from nlrewrite.coders import showing
+
+    place = Path(options.coder)
+    named = not place.exists() and options.coder.startswith("coder/")
+    store = _store(options) if named else None
+    folder = store.folder(_named(store, options.coder)) if store is not None else place
+    shown = showing.opened(folder, options.source)
+    known = (
+        showing.convert(shown, Path(options.target), options.format) if "target" in options else showing.facts(shown)
+    )
+    if output.json:
+        _print_json(known)
+    else:
+        print(terminal.table(("of the coder", "is"), showing.rows(known)))
+    return 0
+
+
 WALK_OF = {"run": "rewrite", "study": "rewrite", "train-coder": "train-coder", "sweep": "sweep", "replace": "replace"}
 """What each command that runs something walks through, by its name in `composition.WALKS`."""
 
@@ -270,6 +289,7 @@ ACTS: dict[str, Act] = {
     "gc": _gc,
     "report": _report,
     "prompts": _prompts,
+    "coder": _coder,
 }
 
 

@@ -81,7 +81,23 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     prompts.add_argument("--order", choices=("context", "explanation"), default="context", help="which half is first")
     prompts.add_argument("--scored", action="store_true", help="with a score in it")
     prompts.add_argument("--model", metavar="FOLDER", help="as it is asked in this model's chat")
+    _coder(command("coder", [], "show what a coder is, or write it in the format of others"), everywhere)
     return top
+
+
+def _coder(parser: argparse.ArgumentParser, everywhere: argparse.ArgumentParser) -> None:
+    """What can be asked of one coder."""
+    asked = parser.add_subparsers(dest="asked", required=True, metavar="WHAT")
+    text = "what its files say: format, sizes, k, the place it reads, its record"
+    show = asked.add_parser("show", parents=[everywhere], help=text)
+    text = "write the same coder as sparsify or SAELens read it, where they have such a coder"
+    convert = asked.add_parser("convert", parents=[everywhere], help=text)
+    for each in (show, convert):
+        each.add_argument("coder", metavar="PATH", help="folder or file in any format, or coder/<digest> of the store")
+        text = "whose format the files are in, where names do not tell"
+        each.add_argument("--from", dest="source", default="auto", metavar="FORMAT", help=text)
+    convert.add_argument("target", metavar="FOLDER", help="folder to write")
+    convert.add_argument("--format", choices=("sparsify", "saelens"), default="sparsify", help="whose format to write")
 
 
 def _everywhere() -> argparse.ArgumentParser:

@@ -42,29 +42,28 @@ FACTOR = 2.0  # an L0 that differs from what the spec says by more is
 
 def build(spec: HubCoder | FolderCoder, inputs: Mapping[str, Folder], out: Path, running: "Running") -> None:
     path, source = fetched(spec, running.execution)
-    loaded = formats.load(path, spec.format)
+    loaded, kept = formats.load(path, spec.format), recorded(path)
     model = load.model(inputs["subject"], running.execution)
     located = sites.locate(model, spec.site)
     hold(loaded, spec)
-    coder, centred = fitted(loaded, model, located)
+    coder, folded = fitted(loaded, model, located)
+    centred = (folded and loaded.about.kind != "sae") or (kept is not None and kept.centred)
     with running.progress.stage("measure the coder", 1) as advance:
         ids_BT = held_out(inputs["tokens"], model, running.execution)
         fit = measured(coder, model, located, ids_BT, running.execution.batch_tokens, centred)
         advance(1, f"FVU {fit.fvu:.3f}")
     if coder.activation != "topk":
         coder = replace(coder, k=max(1, round(fit.l0)))
-    kept = recorded(path)
     for warning in warnings(loaded, fit, spec, kept):
         log.warning("%s", warning)
     form.save(coder, out)
-    summary = {
-        "curve": [],
-        "site": located.name,
-        "tokens_seen": (kept and kept.tokens) or _number(loaded, "total_training_tokens", "training_tokens") or 0,
-        **asdict(fit),
-    }
+    known = described(coder, loaded, fit, spec, source, kept).model_copy(update={"centred": centred})
+    if folded:
+        now = {"hook_in": f"{located.name}, input", "folded_from": loaded.about.hook_in}
+        known = known.model_copy(update=now)
+    record.write(known, out)
+    summary = {"curve": [], "site": located.name, "tokens_seen": known.tokens or 0, **asdict(fit)}
     (out / "training.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    record.write(described(coder, loaded, fit, spec, source, kept), out)
 
 
 # -- where it comes from ----------------------------------------------------------------------------------------------
@@ -115,7 +114,7 @@ def hold(loaded: Loaded, spec: HubCoder | FolderCoder) -> None:
 
 
 def fitted(loaded: Loaded, model: nn.Module, located: Located) -> tuple[Coder, bool]:
-    """The coder of what the site reads, and whether it writes without the mean over the width."""
+    """The coder of what the site reads, and whether the subject's LayerNorm was folded into it for that."""
     coder, about = loaded.coder, loaded.about
     reads, writes = sites.dims(model, located)
     if (coder.enc_LD.shape[1], coder.dec_LE.shape[1]) != (reads, writes):
@@ -128,7 +127,7 @@ def fitted(loaded: Loaded, model: nn.Module, located: Located) -> tuple[Coder, b
         return coder, False
     if config.model_type not in folding.NORMS and loaded.format != "gpt2-transcoders":
         return coder, False  # without a bias and a mean to take off, the name means what the MLP reads
-    return folding.folded(coder, *folding.norm_before(model, located)), about.kind != "sae"
+    return folding.folded(coder, *folding.norm_before(model, located)), True
 
 
 def held_out(tokens: Folder, model: nn.Module, execution: Execution) -> Tensor:

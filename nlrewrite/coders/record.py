@@ -49,6 +49,10 @@ class Record(BaseModel):
     """Fraction of variance unexplained at the site."""
     l0: float | None = None
     """Mean latents active on a token."""
+    folded_from: str | None = None
+    """The normalised input that it read before the subject's LayerNorm was folded into it; hook_in is then our own."""
+    centred: bool = False
+    """Whether it writes without the mean over the width, so that its FVU is that of y without it."""
     measured_on: int | None = None
     """Tokens that fvu and l0 were measured on."""
 

@@ -104,7 +104,12 @@ def test_a_transcoder_of_the_normalised_input_is_folded_into_the_subject(
     torch.testing.assert_close(dense.active(coder, x_ND), expected, rtol=1e-4, atol=1e-4)
     written = record.read(tmp_path / "out")
     assert (written.model, written.data, written.tokens) == ("gpt2-small", "Skylion007/openwebtext", 60_000_000)
-    assert trained["tokens_seen"] == 60_000_000 and coder.k == max(1, round(trained["l0"])) == written.k
+    assert (written.hook_in, written.folded_from) == ("transformer.h.1.mlp, input", "blocks.1.ln2.hook_normalized")
+    assert (
+        written.centred
+        and trained["tokens_seen"] == 60_000_000
+        and coder.k == max(1, round(trained["l0"])) == written.k
+    )
 
 
 def test_what_the_spec_does_not_say_of_it_is_refused(given: dict[str, Folder], tmp_path: Path) -> None:
