@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from nlrewrite.coders import form, ops
 from nlrewrite.errors import CorruptArtifact
 from nlrewrite.seeds import torch_generator
+from tests.coders.sizes import Sizes
 
 
 def coder(latents: int = 20, width: int = 6, out: int = 4, k: int = 5, skip: bool = True) -> form.Coder:
@@ -119,6 +120,22 @@ def test_a_value_at_its_threshold_is_not_active_and_one_just_above_it_is() -> No
     code = made.encode(torch.stack([torch.ones(()), above, torch.full((), 0.99)])[None])
     assert code.indices.tolist() == [1]
     assert torch.equal(code.values, above[None])
+
+
+@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+def test_many_latents_are_encoded_in_bounded_memory(activation: form.Activation) -> None:
+    latents, rows = 1 << 17, 200
+    draws = torch_generator(0, "many")
+    enc_LD = torch.randn(latents, 4, generator=draws)
+    made = form.Coder(enc_LD, torch.zeros(latents), enc_LD, torch.zeros(4), None, 8, activation)
+    made.threshold_L = torch.full((latents,), 7.0)
+    x_ND = torch.randn(rows, 4, generator=draws)
+    with Sizes() as sizes:
+        code = made.encode(x_ND)
+    assert sizes.most <= ops.LEAST_ROWS * latents < rows * latents / 3
+    if activation == "jumprelu":
+        assert 0 < len(code.values) < rows * latents / 100
+        assert torch.allclose(code.values, (x_ND[code.rows()] * enc_LD[code.indices]).sum(1), atol=1e-4)
 
 
 @pytest.mark.parametrize("activation", ["topk", "relu"])

@@ -10,7 +10,6 @@ from hypothesis import given as drawn
 from hypothesis import settings as drawing
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nlrewrite.coders import choosing, ops
 from nlrewrite.coders.choosing import Pairs
@@ -21,6 +20,7 @@ from nlrewrite.errors import CorruptArtifact
 from nlrewrite.seeds import torch_generator
 from nlrewrite.specs import CoderSpec, Site
 from tests.coders.dense_coder import dense
+from tests.coders.sizes import Sizes
 
 N, D, E, L, K = 48, 10, 7, 64, 5
 SAE = Site(kind="mlp-output")
@@ -276,6 +276,19 @@ def test_a_low_precision_chooses_and_values_stay_exact() -> None:
     assert (values.clamp_min(0).sum(1) >= 0.97 * exact.sum(1)).all()
 
 
+@pytest.mark.parametrize("activation", ["batchtopk", "relu", "jumprelu"])
+def test_every_activation_has_a_low_precision(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "DENSE", {"cpu": 2.0})
+    x_ND, y_NE = batch(learned())
+    one, grads = gradients(learned(activation=activation, precision="bfloat16", penalty_warm_up=2), x_ND, y_NE)
+    other, exact = gradients(learned(activation=activation, penalty_warm_up=2), x_ND, y_NE)
+    assert apart(one.error, other.error) < 0.02
+    assert float(one.active) == pytest.approx(float(other.active), abs=0.2)
+    assert all(apart(grads[name], exact[name]) < 0.2 for name in grads)
+    if activation == "jumprelu":  # only looked for in bfloat16, by a wider bound than theirs: the same latents
+        assert torch.equal(one.active, other.active)
+
+
 @drawing(max_examples=50, deadline=None)
 @drawn(
     rows=st.integers(1, 9),
@@ -355,9 +368,10 @@ def test_latents_that_reconstruct_count_as_active() -> None:
     assert torch.equal(made.state()["since"], torch.where(fired, 0, 2 * N))
     with torch.no_grad():
         made.weights["enc_bias"][~fired] += 100
+    now = (dense(made.spec, made.weights, x_ND, y_NE).values_NL > 0).any(0)
+    assert (now & ~fired).any()
     made.loss(x_ND, y_NE, 2)
-    revived = made.state()["since"][~fired] == 0
-    assert revived.sum() == min(3, int((~fired).sum())) or revived.sum() >= 3
+    assert torch.equal(made.state()["since"], torch.where(now, 0, torch.where(fired, N, 3 * N)))
 
 
 @pytest.mark.parametrize("activation", ["topk", "relu", "jumprelu"])
@@ -437,14 +451,12 @@ def test_a_threshold_finds_where_a_latent_is_worth_its_price(start: float, dtype
     )
     eye = {"enc": torch.eye(8), "enc_bias": torch.zeros(8), "dec": torch.eye(8), "dec_bias": torch.zeros(8)}
     made = Learned(spec, eye | {"threshold": torch.full((8,), start)})
-    optimizer = torch.optim.Adam([made.weights["threshold"]], lr=0.05)
     draws = torch_generator(0, "planted")
     for step in range(250):
         x_ND = torch.empty(512, 8).exponential_(generator=draws).to(dtype)
-        optimizer.zero_grad()
-        made.loss(x_ND, x_ND, step).total.backward()
-        optimizer.param_groups[0]["lr"] = 0.05 * min(1.0, (250 - step) / 100)
-        optimizer.step()
+        (slope_L,) = torch.autograd.grad(made.loss(x_ND, x_ND, step).total, [made.weights["threshold"]])
+        with torch.no_grad():
+            made.weights["threshold"] -= 0.05 * min(1.0, (250 - step) / 100) * slope_L.sign()
         made.settle()
     found = made.weights["threshold"].detach()
     assert found.dtype == torch.float32
@@ -480,22 +492,16 @@ def test_thresholds_do_not_become_negative() -> None:
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-class Sizes(TorchDispatchMode):
-    """The most entries of any tensor that is made."""
-
-    most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for each in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(each, Tensor):
-                self.most = max(self.most, each.numel())
-        return out
-
-
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"activation": "batchtopk"}, {"activation": "relu"}, {"activation": "jumprelu", "threshold": 3.0}],
+    [
+        {},
+        {"activation": "batchtopk"},
+        {"activation": "relu"},
+        {"activation": "jumprelu", "threshold": 3.0},
+        {"precision": "bfloat16"},
+        {"auxk": 64, "dead_after": 1},
+    ],
     ids=str,
 )
 def test_neither_tokens_by_latents_nor_pairs_by_width_exists(
