@@ -168,19 +168,31 @@ def patched_all(model: nn.Module, patches: Sequence[Patch]) -> Iterator[None]:
 
 def activations_upto(model: nn.Module, located: Located, ids_BT: Tensor) -> Record:
     """What passes the site for `ids_BT`, without running what comes after it."""
-
-    def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        raise _Reached
-
-    with recorded(model, located) as record, torch.no_grad():
-        handle = model.get_submodule(located.name).register_forward_hook(stop)
+    with recorded(model, located) as record, ending(model, located), torch.no_grad():
         try:
             _forward(model, ids_BT)
-        except _Reached:
+        except Reached:
             return record
-        finally:
-            handle.remove()
     raise AssertionError(f"a forward pass never reached {located.name}")
+
+
+@contextmanager
+def ending(model: nn.Module, located: Located) -> Iterator[None]:
+    """While open, a forward pass ends at the site with `Reached`, and leaves out what the site does not read.
+
+    That is the attention of its layer where the MLP stands beside it.
+    """
+
+    def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        raise Reached
+
+    config: Any = model.config
+    with ExitStack() as stack:
+        stack.callback(model.get_submodule(located.name).register_forward_hook(stop).remove)
+        if located.site.kind != "residual" and getattr(config, "use_parallel_residual", False):
+            attention = model.get_submodule(f"{located.layer_name}.{located.family.attention}")
+            stack.enter_context(_answering(attention, (torch.zeros(()), None)))
+        yield
 
 
 class Stem:
@@ -253,7 +265,7 @@ class Tail:
         return self._stem.logits([(self._located, replace)])
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """Leaves a forward pass at the site."""
 
 

@@ -150,6 +150,29 @@ def test_stopping_at_the_site_runs_nothing_above_it(models):
     assert ran == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "runs"),
+    [
+        ("gpt_neox", "mlp", 1),
+        ("gpt_neox", "mlp-output", 1),
+        ("gpt_neox", "residual", 2),
+        ("gpt_neox-sequential", "mlp", 2),
+    ],
+)
+def test_stopping_at_an_mlp_leaves_out_the_attention_beside_it(models, name, kind, runs):
+    model = models[name]
+    count = [0]
+
+    def counted(*_: object) -> None:
+        count[0] += 1
+
+    handles = [layer.attention.query_key_value.register_forward_hook(counted) for layer in model.gpt_neox.layers]
+    sites.activations_upto(model, sites.locate(model, Site(kind=kind, layer=1)), small_models.ids())
+    for handle in handles:
+        handle.remove()
+    assert count == [runs]
+
+
 def test_a_closed_record_keeps_what_it_has(models):
     model = models["gpt_neox"]
     with sites.recorded(model, sites.locate(model, Site(layer=1))) as record:
