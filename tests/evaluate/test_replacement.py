@@ -1,11 +1,14 @@
+import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from nlrewrite.artifacts import Store
+from nlrewrite.coders.form import Coder
 from nlrewrite.evaluate.replacement import build, replacement
 from nlrewrite.execution import Execution
 from nlrewrite.progress import Progress
@@ -13,6 +16,8 @@ from nlrewrite.specs import CoderSpec, MeasureSpec, Site
 from nlrewrite.steps import Running
 from nlrewrite.subject import sites
 from nlrewrite.subject.batches import inside, padded
+from nlrewrite.text.tokens import Windows
+from tests.coders.formats import test_folding as published
 from tests.evaluate import small_coders
 from tests.evaluate.small_coders import SPEC
 from tests.subject import small_models
@@ -119,3 +124,23 @@ def test_a_step_writes_what_programs_read(tmp_path: Path):
     found = json.loads((tmp_path / "replacement.json").read_text())
     assert [each["layer"] for each in found["layers"]] == [0, 2]
     assert found["original"]["ce"] > 0
+
+
+subject = published.subject
+
+
+def test_a_published_programs_losses_of_replaced_layers_are_ours(subject):
+    """Its golden losses, of a GPT-2 whose every layer has a transcoder: in double precision there, in single here."""
+    model = copy.deepcopy(subject).float()
+    ids = np.random.RandomState(7).randint(1, 40, (12, 8)).astype(np.int32)
+    tokens, place = np.concatenate([np.zeros((12, 1), np.int32), ids], axis=1), np.arange(12, dtype=np.int32)
+    every = Windows(tokens, np.full(12, 8, np.int32), place, place, np.zeros_like(place))
+    coders = {}
+    for layer in LAYERS:
+        made = published.fitted(subject, layer)
+        tensors = (made.enc_LD, made.enc_bias_L, made.dec_LE, made.dec_bias_E)
+        coders[small_coders.at(model, layer)] = Coder(*(each.float() for each in tensors), None, 0, "relu")
+    found = replacement(model, coders, every, every, SPEC, 10_000, PROGRESS)
+    for arm, named in (("original", "original"), ("all", "all"), ("zero", "zero_all")):
+        assert found[arm]["ce"] == pytest.approx(published.GOLDEN["replacement"][named], abs=2e-5), arm
+    assert found["layers"][1]["alone"]["ce"] == pytest.approx(published.GOLDEN["replacement"]["layer1"], abs=2e-5)
