@@ -451,12 +451,14 @@ def test_a_threshold_finds_where_a_latent_is_worth_its_price(start: float, dtype
     )
     eye = {"enc": torch.eye(8), "enc_bias": torch.zeros(8), "dec": torch.eye(8), "dec_bias": torch.zeros(8)}
     made = Learned(spec, eye | {"threshold": torch.full((8,), start)})
-    draws = torch_generator(0, "planted")
+    mean_L, square_L, draws = torch.zeros(8), torch.zeros(8), torch_generator(0, "planted")
     for step in range(250):
         x_ND = torch.empty(512, 8).exponential_(generator=draws).to(dtype)
         (slope_L,) = torch.autograd.grad(made.loss(x_ND, x_ND, step).total, [made.weights["threshold"]])
         with torch.no_grad():
-            made.weights["threshold"] -= 0.05 * min(1.0, (250 - step) / 100) * slope_L.sign()
+            mean_L.lerp_(slope_L, 0.1)  # Adam
+            square_L.lerp_(slope_L.square(), 0.01)
+            made.weights["threshold"] -= 0.05 * min(1.0, (250 - step) / 100) * mean_L / (square_L.sqrt() + 1e-8)
         made.settle()
     found = made.weights["threshold"].detach()
     assert found.dtype == torch.float32
