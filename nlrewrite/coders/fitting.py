@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from nlrewrite.coders import replaced
-from nlrewrite.coders.curve import written
 from nlrewrite.coders.form import Coder
 from nlrewrite.subject import sites
 from nlrewrite.subject.sites import Located
@@ -48,12 +47,12 @@ def measured(
     error = variance = active = 0.0
     fired_L = torch.zeros(coder.latents, dtype=torch.int64)
     for x, y in zip(x_ND.split(batch_tokens), y_NE.split(batch_tokens), strict=True):
-        off, spread = written(coder, x) - y, y - mean_E
+        code = coder.encode(x)
+        off, spread = coder.decode(code) + coder.beside(x) - y, y - mean_E
         if centred:
             off, spread = off - off.mean(-1, keepdim=True), spread - spread.mean(-1, keepdim=True)
         error += float(off.square().sum(dtype=torch.float64))
         variance += float(spread.square().sum(dtype=torch.float64))
-        code = coder.encode(x)
         kept = code.values > 0
         active += float(kept.sum())
         fired_L += torch.bincount(code.indices[kept], minlength=coder.latents)

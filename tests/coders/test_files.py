@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from nlrewrite import profiles
 from nlrewrite.coders import files, form, formats
 from nlrewrite.coders.formats import About
 from nlrewrite.coding import FolderCoder
 from nlrewrite.errors import SettingError, Unreachable
 from nlrewrite.execution import Execution
+from nlrewrite.profiles import Overrides
+from nlrewrite.published import UNCHOSEN
 from tests.coders.formats import pickles
 
 
@@ -94,6 +97,22 @@ def test_a_layer_left_open_is_every_layer(tmp_path: Path) -> None:
     assert not files.is_of(all_layers, tmp_path, "layers.2.mlp", 2)
     with pytest.raises(Unreachable, match="for any layer"):
         files.fingerprint(tmp_path, "{layer}/other")
+
+
+def test_a_profile_says_which_files_it_means(tmp_path: Path) -> None:
+    chosen = Overrides(settings=("coder.kind=folder", "coder.path=layers.1.mlp", "coder.width=12", "coder.k=3"))
+    spec = profiles.settled("tiny", chosen)
+    content = files.fingerprint(sparsify(tmp_path / "layers.1.mlp"))
+    filled = profiles.filled(spec, Execution(coder_folder=str(tmp_path))).coder
+    assert isinstance(filled, FolderCoder) and filled.content == content
+    with pytest.raises(SettingError, match="Name one with --coder-folder"):
+        profiles.filled(spec, Execution())
+
+
+def test_a_repository_without_a_revision_is_planned_and_not_run() -> None:
+    chosen = Overrides(settings=("coder.kind=hub", "coder.repo=a/coder", f"coder.revision={UNCHOSEN}"))
+    with pytest.raises(SettingError, match=r"revision of a/coder is not chosen.*coder\.revision=<commit>"):
+        profiles.require_runnable("tiny", profiles.settled("tiny", chosen))
 
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:
