@@ -16,7 +16,8 @@ from nlrewrite.coders import ops
 from nlrewrite.coders.ranks import Ranks
 
 DENSE = {"cpu": ops.DENSE, "cuda": 1 / 100}
-"""Share of all latents from which on a batch is better computed whole than pair by pair."""
+"""Share of all latents from which on a batch is better computed whole than pair by pair. Measured on a CPU: 0.16 to
+0.27; for a GPU computed from the bytes of a row and the operations of a product."""
 
 
 @dataclass(frozen=True)
