@@ -90,12 +90,12 @@ class Activity:
                 self._blocks[number] = self._mixed(number)
         share = self._ranks.share(self.order.batch)
 
-        def joined(located: Located) -> Batch:
+        def batch(located: Located) -> Batch:
             parts = [tuple(each[piece.tokens] for each in self._blocks[piece.block][located]) for piece in pieces]
-            x_ND, y_NE = parts[0] if len(parts) == 1 else (torch.cat(some) for some in zip(*parts, strict=True))
+            x_ND, y_NE = (joined(some) for some in zip(*parts, strict=True))
             return x_ND[share], y_NE[share]
 
-        return {located: joined(located) for located in self._located}
+        return {located: batch(located) for located in self._located}
 
     def windows(self, windows: np.ndarray) -> dict[Located, Batch]:
         """The activations of some windows of the order."""
@@ -111,8 +111,8 @@ class Activity:
         passes = [recorded(self.model, self._located, part.to(self.device)) for part in ids.split(self._at_once)]
         whole: dict[Located, Batch] = {}
         for located in self._located:
-            y_NE = torch.cat([each[located][1] for each in passes])
-            x_ND = torch.cat([each[located][0] for each in passes]) if located.reads_input else y_NE
+            y_NE = joined([each[located][1] for each in passes])
+            x_ND = joined([each[located][0] for each in passes]) if located.reads_input else y_NE
             whole[located] = x_ND, y_NE
         return whole
 
@@ -130,27 +130,25 @@ class Activity:
         return {located: mixed(located) for located in self._located}
 
 
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Parts one after another; one part is itself, not a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
 def recorded(model: nn.Module, located: Sequence[Located], ids_BT: Tensor) -> dict[Located, Batch]:
     """What passes the sites in one pass that ends at the last of them; rows of tokens, in the model's dtype."""
     last = max(located, key=lambda each: each.depth)
     dtype = next(model.parameters()).dtype
 
-    def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        raise _Reached
-
     with ExitStack() as hooks, torch.no_grad():
         records = {each: hooks.enter_context(sites.recorded(model, each)) for each in located}
-        hooks.callback(model.get_submodule(last.name).register_forward_hook(stop).remove)
+        hooks.enter_context(sites.ending(model, last))
         run: Callable[..., Any] = model
         try:
             run(input_ids=ids_BT, use_cache=False)
-        except _Reached:
+        except sites.Reached:
             return {
                 each: (record.x.flatten(0, 1).to(dtype), record.y.flatten(0, 1).to(dtype))
                 for each, record in records.items()
             }
     raise AssertionError(f"a forward pass never reached {last.name}")
-
-
-class _Reached(Exception):
-    """Leaves a forward pass at the last site."""
