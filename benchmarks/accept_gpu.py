@@ -9,6 +9,7 @@
     throughput   questions per second of both, behind a prefix of 592 tokens, and how long 327.68 million would take
     lane         a thousand questions end to end: templates, prompts, engine, answers
     pilot        `nlrewrite pilot` with a reader of that shape
+    train        coders: their kernels against float64, ways to find the largest, tokens per second of training
 
 Every part and engine runs in a process of its own, so that nothing is left on the GPU for the next. Every figure is one
 line of JSON in `--out`, with the aim it is held to where there is one; a part that fails is a line too. The exit code
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import stand_ins
+from benchmarks import accept_train, stand_ins
 from benchmarks.accept_models import config_of, cut, packed, tokenizer_of, vllm
 from nlrewrite.execution import Execution
 from nlrewrite.language import prompts, template
@@ -329,6 +330,9 @@ MEASURED: dict[str, Part] = {
     "lane-vllm": lane_vllm,
     "pilot-packed": pilot("packed"),
     "pilot-vllm": pilot("vllm"),
+    "train-kernels": lambda given, size: accept_train.kernels(given, size is SMALL),
+    "train-topk": lambda given, size: accept_train.top_k(given, size is SMALL),
+    "train": lambda given, size: accept_train.training(given, size is SMALL),
 }
 
 
