@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nlrewrite.coders.form import Coder
 
-AT_ONCE = 1 << 22
+AT_ONCE = 1 << 20
 
 
 def projected(enc_LD: Tensor, shift_D: Tensor) -> Tensor:

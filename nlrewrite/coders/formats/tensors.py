@@ -1,14 +1,18 @@
 """Tensors of a file, one at a time, in the dtype and the orientation that a coder has them in.
 
 In: a safetensors file or an npz file of arrays. Out: names, shapes, dtypes, and tensors of our own memory. Invariant:
-reading holds what was read and at most one tensor more; a file that needs unpickling is refused, never read.
+reading holds what was read and a few megabytes more; a file that needs unpickling is refused, never read.
 """
 
+import json
+import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -16,9 +20,12 @@ from safetensors import SafetensorError, safe_open
 
 from nlrewrite.errors import CorruptArtifact, SettingError
 
-AT_ONCE = 1 << 22
+AT_ONCE = 1 << 21
 """Numbers copied at a time."""
+SIP = 1 << 20
+"""Bytes read at a time, for a member of an archive is copied once more on the way."""
 SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+NUMPY = tuple(np.dtype(each) for each in (np.float64, np.float32, np.float16))  # of this machine's byte order
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -77,17 +84,26 @@ def open_safetensors(path: Path) -> TensorFile:
         named = ", ".join(f"{name} {kind}" for name, kind in strange.items())
         raise SettingError(f"{path} has tensors of a kind that weights here cannot have: {named}. Convert them")
 
+    places = _places(path)
+
     def blocks(name: str) -> Iterator[torch.Tensor]:
-        # Opened anew for every tensor: the pages of a closed file count no longer.
-        with safe_open(path, framework="pt") as file:
-            if len(shapes[name]) < 2:
-                yield file.get_tensor(name)
-                return
-            part = file.get_slice(name)
-            for start, stop in _parts(shapes[name]):
-                yield part[start:stop]
+        # Read and not mapped: how many pages of a mapped file a process holds is the kernel's choice.
+        try:
+            with open(path, "rb") as file:
+                file.seek(places[name])
+                yield from _blocks(file, shapes[name], SAFETENSORS[kinds[name]])
+        except EOFError as error:
+            raise CorruptArtifact(f"{path}: {name} cannot be read: {error}. Download it again") from error
 
     return TensorFile(path, shapes, {name: SAFETENSORS[kind] for name, kind in kinds.items()}, blocks)
+
+
+def _places(path: Path) -> dict[str, int]:
+    """Where each tensor's bytes begin: behind eight bytes with the length of the header, and the header."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return {name: 8 + length + each["data_offsets"][0] for name, each in header.items() if name != "__metadata__"}
 
 
 def open_npz(path: Path) -> TensorFile:
@@ -102,23 +118,38 @@ def open_npz(path: Path) -> TensorFile:
                     shapes[member.removesuffix(".npy")] = shape
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError) as error:
         raise CorruptArtifact(f"{path} is not a whole npz file: {error}. Download it again") from error
-    if strange := {name: kind for name, kind in kinds.items() if kind.name not in ("float64", "float32", "float16")}:
+    if strange := {name: kind for name, kind in kinds.items() if kind not in NUMPY}:
         named = ", ".join(f"{name} {kind}" for name, kind in strange.items())
         raise SettingError(f"{path} has arrays of a kind that weights cannot have: {named}. Nothing of it was read")
 
+    dtypes = {name: getattr(torch, kind.name) for name, kind in kinds.items()}
+
     def blocks(name: str) -> Iterator[torch.Tensor]:
         try:
-            with np.load(path, allow_pickle=False) as file:
-                array = file[name]
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+            with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+                shape, by_columns, _ = HEADERS[np.lib.format.read_magic(file)](file)
+                if not by_columns:
+                    yield from _blocks(file, shape, dtypes[name])
+                else:  # rows are known when the last column is
+                    yield torch.cat(list(_blocks(file, shape[::-1], dtypes[name]))).T
+                file.read(1)  # at the end of a member its checksum is compared
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise CorruptArtifact(f"{path}: {name} cannot be read: {error}. Download it again") from error
-        if array.ndim < 2:
-            yield torch.from_numpy(array)
-            return
-        for start, stop in _parts(array.shape):
-            yield torch.from_numpy(array[start:stop])
 
-    return TensorFile(path, shapes, {name: getattr(torch, kind.name) for name, kind in kinds.items()}, blocks)
+    return TensorFile(path, shapes, dtypes, blocks)
+
+
+def _blocks(file: IO[bytes], shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """What stands in a file from here on, in blocks of rows."""
+    for start, stop in _parts(shape) if len(shape) > 1 else [(0, 0)]:
+        part = (stop - start, *shape[1:]) if len(shape) > 1 else shape
+        held = bytearray(math.prod(part) * dtype.itemsize)
+        view, filled = memoryview(held), 0
+        while filled < len(held) and (more := file.readinto(view[filled : filled + SIP])):  # type: ignore[attr-defined]
+            filled += more
+        if filled < len(held):
+            raise EOFError(f"it ends {len(held) - filled} bytes early")
+        yield torch.frombuffer(held, dtype=dtype).view(part) if held else torch.empty(part, dtype=dtype)
 
 
 def _parts(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -51,9 +51,19 @@ def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
     save_file({"W": torch.ones(2, 2, dtype=torch.int8)}, tmp_path / "some.safetensors")
     with pytest.raises(SettingError, match="W I8"):
         open_safetensors(tmp_path / "some.safetensors")
-    np.savez(tmp_path / "some.npz", W=np.ones(3, dtype=np.int64))
-    with pytest.raises(SettingError, match="W int64"):
-        open_npz(tmp_path / "some.npz")
+    for kind in (np.dtype(np.int64), np.dtype(">f4")):
+        np.savez(tmp_path / "some.npz", W=np.ones(3, dtype=kind))
+        with pytest.raises(SettingError, match=f"W {kind}"):
+            open_npz(tmp_path / "some.npz")
+
+
+def test_a_file_that_shrinks_after_it_was_opened_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "some.safetensors"
+    save_file({"W": torch.ones(30, 40)}, path)
+    file = open_safetensors(path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CorruptArtifact, match="W cannot be read: it ends 8 bytes early"):
+        file.read("W", torch.float32)
 
 
 def test_what_is_no_matrix_is_not_transposed(tmp_path: Path) -> None:
