@@ -78,7 +78,7 @@ def read(path: Path) -> Any:
     """What `path` holds."""
     try:
         with open(path, "rb") as file:
-            start = file.read(16)
+            start = file.read(512)
         if not zipfile.is_zipfile(path):
             raise _unreadable(path, start)
         with zipfile.ZipFile(path) as archive:

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -229,6 +230,11 @@ def test_a_bomb_is_refused(tmp_path: Path) -> None:
 def test_other_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     torch.save({"x": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(SettingError, match=r"before 1\.6"):
+        pickled.read(path)
+    (tmp_path / "storages").write_bytes(b"x" * 600)
+    with tarfile.open(path, "w") as archive:  # how torch kept them before that
+        archive.add(tmp_path / "storages", "storages")
     with pytest.raises(SettingError, match=r"before 1\.6"):
         pickled.read(path)
     path.write_bytes(b"\x1f\x8bmore")
