@@ -6,9 +6,11 @@ flow walks the same composition as `nlrewrite run --local` and adds nothing to i
 import, or the form of its deployment would be lost.
 """
 
+import base64
 import logging
 import time
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -34,6 +36,7 @@ from tasks import TASKS
 from tasks.learn import coders
 from tasks.step import CACHED, Work
 
+MOST_BYTES_OF_A_PICTURE = 500_000
 EVERYTHING = RewriteSpec(probes=PROBES)
 STEP_NAMES = list(
     dict.fromkeys(
@@ -181,7 +184,20 @@ def show_results(outcome: pipeline.Outcome) -> None:
         create_markdown_artifact(telling.headline(outcome.results), key="results", description="What was found.")
         for name, table in telling.tables(outcome.results).items():
             create_markdown_artifact(table, key=name, description=f"The {name} of this run.")
+        show_plots(outcome.report_path.parent)
         return
     create_markdown_artifact(results_markdown(outcome.results), key="results", description="What the rewriting costs.")
     for probe, table in tables(outcome.results).items():
         create_markdown_artifact(table, key=f"probe-{probe}", description=f"What the probe {probe} found.")
+
+
+def show_plots(folder: Path) -> None:
+    """The report's figures as one artifact; a picture that a browser need not fetch is shown where the table is."""
+    files = sorted((folder / pipeline.FIGURES).glob("*.svg"))
+    pictures = [
+        f"![{file.stem}](data:image/svg+xml;base64,{base64.b64encode(file.read_bytes()).decode()})"
+        for file in files
+        if file.stat().st_size <= MOST_BYTES_OF_A_PICTURE
+    ]
+    if pictures:
+        create_markdown_artifact("\n\n".join(pictures), key="plots", description="The report's figures.")

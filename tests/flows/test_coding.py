@@ -1,5 +1,6 @@
 """The flows about coders: one pass for what is missing, a task for each coder, the walk's own report."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
 from flows import coding, launch
-from flows.rewrite import rewrite
+from flows.rewrite import rewrite, show_plots
 from nlrewrite.execution import Execution
 from nlrewrite.profiles import Overrides
 from nlrewrite.progress import Progress
@@ -79,3 +80,18 @@ def test_forms_are_typed_and_described(flow: Any) -> None:
     assert {"coder", "frontier", "replacement", "coders-report"} < set(form["properties"]["refresh"]["items"]["enum"])
     assert all(field["description"] for field in form["properties"].values())
     assert json.dumps(form)
+
+
+@pytest.mark.usefixtures("api")
+def test_plots_are_shown_where_the_tables_are(
+    client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "figures").mkdir()
+    show_plots(tmp_path)
+    (tmp_path / "figures" / "small.svg").write_text("<svg/>")
+    (tmp_path / "figures" / "large.svg").write_text("<svg/>" * 100)
+    monkeypatch.setattr("flows.rewrite.MOST_BYTES_OF_A_PICTURE", 100)
+    show_plots(tmp_path)
+    found = client.request("POST", "/artifacts/filter", json={"artifacts": {"key": {"any_": ["plots"]}}}).json()
+    (shown,) = [each["data"] for each in found if "small" in each["data"]]
+    assert shown == f"![small](data:image/svg+xml;base64,{base64.b64encode(b'<svg/>').decode()})"
