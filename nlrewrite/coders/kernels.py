@@ -23,6 +23,7 @@ COLUMNS = 256
 be padded to a power of two (a quarter of the lanes idle at 768)."""
 PAIRS = 8
 """Pairs whose rows one program reads at the same time."""
+WARPS = 4
 PIECE = 128
 """Pairs of one latent that one program sums. A latent that is active on every token is cut into many pieces, not left
 to one program: the tail of a kernel that gives each latent to one."""
@@ -131,9 +132,7 @@ def bag(values_P: "Tensor", indices_P: "Tensor", offsets: "Tensor", weight_LD: "
     out_ND = weight_LD.new_empty(count, width)
     if out_ND.numel():
         arguments = (values_P.contiguous(), indices_P.contiguous(), offsets.contiguous(), weight_LD.contiguous())
-        _started(bag_kernel)[count, _blocks(width)](
-            *arguments, out_ND, width, COLUMNS=COLUMNS, PAIRS=PAIRS, num_warps=4
-        )
+        _start(bag_kernel, (count, _blocks(width)), *arguments, out_ND, width, COLUMNS=COLUMNS, PAIRS=PAIRS)
     return out_ND
 
 
@@ -143,7 +142,7 @@ def dots(indices_P: "Tensor", offsets: "Tensor", given_ND: "Tensor", weight_LD: 
     out_P = given_ND.new_empty(len(indices_P))
     if out_P.numel():
         arguments = (indices_P.contiguous(), offsets.contiguous(), given_ND.contiguous(), weight_LD.contiguous())
-        _started(dots_kernel)[count,](*arguments, out_P, width, COLUMNS=COLUMNS, PAIRS=PAIRS, num_warps=4)
+        _start(dots_kernel, (count,), *arguments, out_P, width, COLUMNS=COLUMNS, PAIRS=PAIRS)
     return out_P
 
 
@@ -193,7 +192,7 @@ def unbag(
     by = by or _sorted_once(indices_P, offsets, latents)
     partial_SD = given_ND.new_empty(len(by.owners_S), width, dtype=torch.float32)
     blocks = _blocks(width)
-    sizes = {"PIECE": by.piece, "COLUMNS": COLUMNS, "num_warps": 4}
+    pieces, joined = (len(by.owners_S), blocks), (latents, blocks)
     arguments = (
         values_P.contiguous(),
         given_ND.contiguous(),
@@ -203,10 +202,9 @@ def unbag(
         by.owners_S,
         by.firsts_L,
     )
-    _started(pieces_kernel)[len(by.owners_S), blocks](
-        *arguments, out_LD, partial_SD, width, latents, PAIRS=PAIRS, **sizes
-    )
-    _started(join_kernel)[latents, blocks](by.starts, by.firsts_L, partial_SD, out_LD, width, **sizes)
+    sizes = {"PIECE": by.piece, "COLUMNS": COLUMNS}
+    _start(pieces_kernel, pieces, *arguments, out_LD, partial_SD, width, latents, PAIRS=PAIRS, **sizes)
+    _start(join_kernel, joined, by.starts, by.firsts_L, partial_SD, out_LD, width, **sizes)
     return out_LD
 
 
@@ -263,6 +261,7 @@ def _blocks(width: int) -> int:
     return -(-width // COLUMNS)
 
 
-def _started(kernel: Any) -> Any:
-    """A kernel, which `kernel[grid](...)` starts; Triton's types know of neither."""
-    return kernel
+def _start(kernel: Any, grid: tuple[int, ...], first: "Tensor", *arguments: Any, **sizes: int) -> None:
+    """Run a kernel on the GPU of its tensors, which need not be the one that is current."""
+    with torch.cuda.device_of(first):
+        kernel[grid](first, *arguments, **sizes, num_warps=WARPS)

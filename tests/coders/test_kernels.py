@@ -48,7 +48,7 @@ def test_the_kernels_are_translated_for_a_hopper_gpu(name, floats, tmp_path, mon
     types = {"width": "i32", "latents": "i32", "partial": "*fp32"} | dict.fromkeys(INTEGERS, "*i64")
     types |= dict.fromkeys(sizes, "constexpr")
     source = ASTSource(kernel, {each: types.get(each, floats) for each in kernel.arg_names}, sizes)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": kernels.WARPS})
     assert ".target sm_90" in made.asm["ptx"]
     assert made.asm["cubin"][:4] == b"\x7fELF"
     assert "atom." not in made.asm["ptx"] and "red.global" not in made.asm["ptx"]
