@@ -68,10 +68,8 @@ def fingerprint(root: Path, path: str = "") -> str:
     return total.hexdigest()
 
 
-def is_of(content: str, root: Path, path: str, layer: int) -> bool:
-    """Whether `content` is the fingerprint of this coder's files, or of those of all layers among which this one is."""
-    if fingerprint(root, path) == content:
-        return True
+def among_layers(content: str, root: Path, path: str, layer: int) -> bool:
+    """Whether `content` is the fingerprint of the files of all layers, and the coder at `path` is that of `layer`."""
     number, at = str(layer), [begin for begin in range(len(path)) if path.startswith(str(layer), begin)]
     opened = [path[:begin] + LAYER + path[begin + len(number) :] for begin in at]
     return any(fingerprint(root, each) == content for each in opened)

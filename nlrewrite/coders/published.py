@@ -73,12 +73,14 @@ def fetched(spec: HubCoder | FolderCoder, execution: Execution) -> tuple[Path, s
     """The coder's folder or file on this machine, and the words that name its source."""
     if isinstance(spec, FolderCoder):
         root = files.folder(execution)
-        if spec.content and not files.is_of(spec.content, root, spec.path, spec.site.layer):
+        found = files.fingerprint(root, spec.path)
+        named = spec.content in ("", found)
+        if not (named or files.among_layers(spec.content, root, spec.path, spec.site.layer)):
             raise SettingError(
                 f"the files of the coder in {root / spec.path} are not those whose sha256 begins with "
                 f"{spec.content[:16]}. Put them back, or leave out coder.content"
             )
-        return root / spec.path, f"sha256:{files.fingerprint(root, spec.path)}"
+        return root / spec.path, f"sha256:{found}"
     patterns = tuple(files.patterns(spec.path))
     root = load.download(spec.repo, spec.revision, patterns, "coder.repo", "coder.revision")
     path = root / spec.path

@@ -86,15 +86,16 @@ def test_a_layer_left_open_is_every_layer(tmp_path: Path) -> None:
         sparsify(tmp_path / f"layers.{layer}.mlp", layer)
     where = Execution(coder_folder=str(tmp_path))
     all_layers = files.identified(FolderCoder(path="layers.{layer}.mlp"), where).content
-    assert all(files.is_of(all_layers, tmp_path, f"layers.{layer}.mlp", layer) for layer in range(3))
-    assert not files.is_of(all_layers, tmp_path, "layers.1.mlp", 2)
+    assert all(files.among_layers(all_layers, tmp_path, f"layers.{layer}.mlp", layer) for layer in range(3))
+    assert not files.among_layers(all_layers, tmp_path, "layers.1.mlp", 2)
     one = files.identified(FolderCoder(path="layers.1.mlp"), where).content
-    assert files.is_of(one, tmp_path, "layers.1.mlp", 1) and not files.is_of(one, tmp_path, "layers.2.mlp", 2)
+    assert one == files.fingerprint(tmp_path / "layers.1.mlp") != all_layers
+    assert not files.among_layers(one, tmp_path, "layers.1.mlp", 1)
     swapped = tmp_path / "swapped"
     (tmp_path / "layers.0.mlp").rename(swapped)
     (tmp_path / "layers.1.mlp").rename(tmp_path / "layers.0.mlp")
     swapped.rename(tmp_path / "layers.1.mlp")
-    assert not files.is_of(all_layers, tmp_path, "layers.2.mlp", 2)
+    assert not files.among_layers(all_layers, tmp_path, "layers.2.mlp", 2)
     with pytest.raises(Unreachable, match="for any layer"):
         files.fingerprint(tmp_path, "{layer}/other")
 

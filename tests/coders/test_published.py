@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from nlrewrite.artifacts import Folder
-from nlrewrite.coders import build, fitting, form, formats, record
+from nlrewrite.coders import build, files, fitting, form, formats, record
 from nlrewrite.coders.formats import About, folding
-from nlrewrite.coding import FolderCoder, HubCoder
+from nlrewrite.coding import FolderCoder, HubCoder, at_layer
 from nlrewrite.errors import CorruptArtifact, SettingError, Unreachable
 from nlrewrite.execution import Execution
 from nlrewrite.progress import Progress
@@ -130,6 +130,20 @@ def test_what_the_spec_does_not_say_of_it_is_refused(given: dict[str, Folder], t
         made(spec(), given, tmp_path / "out", tmp_path / "wide")
     with pytest.raises(SettingError, match="no folder is given"):
         made(spec(), given, tmp_path / "out", None)
+
+
+def test_coders_of_all_layers_are_named_by_one_content(given: dict[str, Folder], tmp_path: Path) -> None:
+    for layer in range(3):
+        kept(tmp_path / f"layers.{layer}.mlp", seed=layer)
+    root = Execution(coder_folder=str(tmp_path))
+    every = files.identified(spec(path="layers.{layer}.mlp"), root)
+    for layer in (0, 2):
+        made(at_layer(every, layer), given, tmp_path / f"out{layer}", tmp_path)
+        coder = form.load(tmp_path / f"out{layer}" / form.WEIGHTS, tmp_path / f"out{layer}" / form.CONFIG)
+        assert torch.equal(coder.enc_LD, sparse_coder(layer).enc_LD)
+    kept(tmp_path / "layers.9.mlp")
+    with pytest.raises(SettingError, match="are not those whose sha256 begins with"):
+        made(at_layer(every, 1), given, tmp_path / "out", tmp_path)
 
 
 def told(given: dict[str, Folder], out: Path, folder: Path, caplog: pytest.LogCaptureFixture, **changed: Any) -> str:
