@@ -22,7 +22,7 @@ COLUMNS = 256
 """Columns of a row that one program takes: any width is a number of such blocks, where one block of the whole row would
 be padded to a power of two (a quarter of the lanes idle at 768)."""
 PAIRS = 8
-"""Pairs whose rows one program reads at the same time."""
+"""Pairs whose rows one program reads at the same time; their sums are joined once, behind the last of them."""
 WARPS = 4
 PIECE = 128
 """Pairs of one latent that one program sums. A latent that is active on every token is cut into many pieces, not left
@@ -38,7 +38,7 @@ def bag_kernel(values, indices, offsets, weight, out, width, COLUMNS: tl.constex
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < width
     first, last = tl.load(offsets + row), tl.load(offsets + row + 1)
-    total = tl.zeros([COLUMNS], tl.float32)
+    total = tl.zeros([PAIRS, COLUMNS], tl.float32)
     for at in range(first, last, PAIRS):
         pairs = at + tl.arange(0, PAIRS)
         there = pairs < last
@@ -46,8 +46,8 @@ def bag_kernel(values, indices, offsets, weight, out, width, COLUMNS: tl.constex
         shares = tl.load(values + pairs, mask=there, other=0.0).to(tl.float32)
         mask = there[:, None] & inside[None, :]
         rows = tl.load(weight + latents[:, None] * width + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-        total += tl.sum(shares[:, None] * rows, axis=0)
-    tl.store(out + row * width + columns, total.to(out.dtype.element_ty), mask=inside)
+        total += shares[:, None] * rows
+    tl.store(out + row * width + columns, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -93,7 +93,7 @@ def pieces_kernel(
         begin, end = tl.load(starts + latent), tl.load(starts + latent + 1)
         first = begin + (piece - tl.load(firsts + latent)) * PIECE
         last = tl.minimum(first + PIECE, end)
-        total = tl.zeros([COLUMNS], tl.float32)
+        total = tl.zeros([PAIRS, COLUMNS], tl.float32)
         for at in range(first, last, PAIRS):
             places = at + tl.arange(0, PAIRS)
             there = places < last
@@ -102,11 +102,12 @@ def pieces_kernel(
             tokens = tl.load(rows + pairs, mask=there, other=0).to(tl.int64)
             mask = there[:, None] & inside[None, :]
             read = tl.load(given + tokens[:, None] * width + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-            total += tl.sum(shares[:, None] * read, axis=0)
+            total += shares[:, None] * read
+        whole = tl.sum(total, axis=0)
         if end - begin > PIECE:
-            tl.store(partial + piece * width + columns, total, mask=inside)
+            tl.store(partial + piece * width + columns, whole, mask=inside)
         else:
-            tl.store(out + latent * width + columns, total.to(out.dtype.element_ty), mask=inside)
+            tl.store(out + latent * width + columns, whole.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
