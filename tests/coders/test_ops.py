@@ -1,4 +1,6 @@
+import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -112,3 +114,28 @@ def test_topk_of_no_rows_and_of_nothing_but_ties() -> None:
     values, indices = ops.topk(torch.zeros(4, 500), 3)
     assert torch.equal(values, torch.zeros(4, 3)) and all(len(set(row)) == 3 for row in indices.tolist())
     assert not ops.topk(torch.randn(4, 500, generator=torch_generator(0), requires_grad=True), 3)[0].requires_grad
+
+
+def test_topk_looks_at_whole_rows_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    def whole(p_NL: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        raise AssertionError("the rows differ enough to be chosen from by groups")
+
+    monkeypatch.setattr(ops, "_plain_topk", whole)
+    monkeypatch.setattr(ops, "SERIAL_THREADS", 1 << 10)
+    p_NL = normal(20, 1000).float()
+    assert torch.equal(ops.topk(p_NL, 7)[0].sort(1).values, p_NL.sort(1).values[:, -7:])
+    with pytest.raises(AssertionError, match="differ enough"):
+        ops.topk(torch.zeros(4, 1000), 7)
+
+
+def test_kernels_are_for_tensors_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))  # what can be imported decides nothing
+    monkeypatch.setitem(sys.modules, "nlrewrite.coders.kernels", None)
+    values, indices, offsets = pairs()
+    W_LD, g_ND = normal(L, D), normal(len(LENGTHS), D)
+    ops.bag(values, indices, offsets, W_LD)
+    ops.unbag(values, indices, offsets, g_ND, L)
+    ops.dots(indices, offsets, g_ND, W_LD)
+    ops.tally(values, indices, offsets, L)
+    ops.topk(g_ND, 2)
+    ops.above(g_ND, torch.zeros(D, dtype=torch.float64))
