@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 
 from flows import coding, launch
@@ -86,12 +87,13 @@ def test_forms_are_typed_and_described(flow: Any) -> None:
 def test_plots_are_shown_where_the_tables_are(
     client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shown_in_a_run = flow(show_plots)
     (tmp_path / "figures").mkdir()
-    show_plots(tmp_path)
+    shown_in_a_run(tmp_path)
     (tmp_path / "figures" / "small.svg").write_text("<svg/>")
     (tmp_path / "figures" / "large.svg").write_text("<svg/>" * 100)
     monkeypatch.setattr("flows.rewrite.MOST_BYTES_OF_A_PICTURE", 100)
-    show_plots(tmp_path)
+    shown_in_a_run(tmp_path)
     found = client.request("POST", "/artifacts/filter", json={"artifacts": {"key": {"any_": ["plots"]}}}).json()
     (shown,) = [each["data"] for each in found if "small" in each["data"]]
     assert shown == f"![small](data:image/svg+xml;base64,{base64.b64encode(b'<svg/>').decode()})"
