@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from benchmarks.train_sizes import BATCH, HEADS, LATENTS, LAYER, LAYERS, POSITIO
 PEERS = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
 SPANS = {"sparsify": (2, 10), "sae-lens": (4, 12)}
 """Steps of the short and of the long training; SAELens fills a buffer first."""
+LEAVES_IT = ("sae-lens",)
+"""Peers that leave torch's matmul precision at its default, "highest"; sparsify sets "high"."""
 AIMS = {
     "train/sparsify": 2.3,
     "train/sae-lens": 4.0,
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*MEASURED, []], help="all, if none is named")
     parser.add_argument("--out", default="train.jsonl")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--medium", action="store_true", help='speed also with both sides at "medium"')
     parser.add_argument("--peers", nargs="+", choices=list(SPANS), default=list(SPANS))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -103,15 +106,16 @@ class Side:
     def __init__(self, python: Path, module: str, folder: Path) -> None:
         if not python.exists():
             sys.exit(f"there is no {python}. Set it up with: make bench-train")
-        self.said = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
-            [str(python), "-m", module, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.said,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        )
+        self.said = folder / f"{module}.log"
+        with open(self.said, "w") as said:
+            self.process = subprocess.Popen(
+                [str(python), "-m", module, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            )
 
     def __call__(self, **asked: Any) -> dict[str, Any]:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -119,14 +123,12 @@ class Side:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            self.said.seek(0)
-            sys.exit(f"a side ended when asked for {asked}:\n{self.said.read()[-3000:]}")
+            sys.exit(f"a side ended when asked for {asked}:\n{self.said.read_text()[-3000:]}")
         return json.loads(answer)
 
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
-        self.said.close()
 
 
 class Sides:
@@ -147,9 +149,8 @@ class Sides:
 # -- parts ------------------------------------------------------------------------------------------------------------
 
 
-def speed(folder: Path, options: argparse.Namespace) -> list[Line]:
+def speed(folder: Path, options: argparse.Namespace) -> Iterator[Line]:
     """Tokens per CPU second of whole trainings."""
-    lines: list[Line] = []
     for peer in options.peers:
         with Sides(folder) as sides:
             kinds: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -159,6 +160,10 @@ def speed(folder: Path, options: argparse.Namespace) -> list[Line]:
                 "peer, highest": lambda steps, peer=peer: sides.peers(peer=peer, steps=steps, products="highest"),
                 "peer, medium": lambda steps, peer=peer: sides.peers(peer=peer, steps=steps, products="medium"),
             }
+            if peer in LEAVES_IT:
+                del kinds["peer, highest"]  # which is its own
+            if not options.medium:
+                del kinds["peer, medium"]
             kinds["ours, fast"](1), kinds["peer, its own"](2)  # imports and first touches
             short, long = SPANS[peer]
             costs: dict[str, list[float]] = {}
@@ -166,13 +171,13 @@ def speed(folder: Path, options: argparse.Namespace) -> list[Line]:
                 for kind, train in kinds.items():
                     less, more = (train(steps)["seconds"] for steps in (short, long))
                     costs.setdefault(kind, []).append((more - less) / (long - short))
+        highest = "peer, its own" if peer in LEAVES_IT else "peer, highest"
         for suffix, ours, theirs in (
             ("", "ours, fast", "peer, its own"),
-            ("-same-precision", "ours, highest", "peer, highest"),
-            ("-same-precision-medium", "ours, fast", "peer, medium"),
+            ("-same-precision", "ours, highest", highest),
+            *([("-same-precision-medium", "ours, fast", "peer, medium")] if options.medium else []),
         ):
-            lines.append(_speeds(f"train/{peer}{suffix}", costs[ours], costs[theirs], f"{ours}; {theirs}"))
-    return lines
+            yield _speeds(f"train/{peer}{suffix}", costs[ours], costs[theirs], f"{ours}; {theirs}")
 
 
 def fvu(folder: Path, options: argparse.Namespace) -> list[Line]:
@@ -242,7 +247,7 @@ def step(folder: Path, options: argparse.Namespace) -> list[Line]:
     return lines
 
 
-MEASURED: dict[str, Callable[[Path, argparse.Namespace], list[Line]]] = {"speed": speed, "fvu": fvu, "step": step}
+MEASURED: dict[str, Callable[[Path, argparse.Namespace], Iterable[Line]]] = {"speed": speed, "fvu": fvu, "step": step}
 
 
 # -- within -----------------------------------------------------------------------------------------------------------
