@@ -101,12 +101,12 @@ def encoded(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor) -> Iterator[tuple[slic
     """The pre-activations x W' + b of some rows at a time; each chunk overwrites the one before it."""
     at_once = min(chunk_rows(len(enc_LD), x_ND.device), max(1, len(x_ND)))
     buffer = enc_LD.new_empty(at_once, len(enc_LD))
-    with torch.no_grad():
-        for start in range(0, len(x_ND), at_once):
-            rows = slice(start, min(start + at_once, len(x_ND)))
-            p_NL = buffer[: rows.stop - start]
+    for start in range(0, len(x_ND), at_once):
+        rows = slice(start, min(start + at_once, len(x_ND)))
+        p_NL = buffer[: rows.stop - start]
+        with torch.no_grad():  # not over the yield, or the caller would compute without gradients as well
             torch.addmm(bias_L, x_ND[rows].to(enc_LD.dtype), enc_LD.T, out=p_NL)
-            yield rows, p_NL
+        yield rows, p_NL
 
 
 def rows_of(offsets: Tensor) -> Tensor:
