@@ -26,7 +26,9 @@ def digits(truth: Codes, largest_L: np.ndarray) -> Codes:
     """True activations to the nearest ninth of the largest one, never below the first."""
     extra = truth.extra_PL.copy()
     unit = np.maximum(largest_L[extra.indices], np.finfo(np.float32).tiny) / (DIGITS - 1)
-    extra.data = (np.clip(np.rint(extra.data / unit), 1, DIGITS - 1) * unit).astype(np.float32)
+    with np.errstate(over="ignore"):  # a latent that was never active before is above any largest
+        ninths = np.rint(extra.data / unit)
+    extra.data = (np.clip(ninths, 1, DIGITS - 1) * unit).astype(np.float32)
     return Codes(truth.constant_L, extra)
 
 

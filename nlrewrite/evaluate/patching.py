@@ -201,11 +201,12 @@ def measure(
     """Every arm over the same windows; the arm called original writes nothing."""
     assert not arms[ORIGINAL], "the original model is not patched"
     located = list(dict.fromkeys(each for arm in arms.values() for each in arm))
+    compare = _Comparison()
     sums_QAW = np.zeros((len(QUANTITIES), len(arms), len(windows)))
     with progress.stage("patched losses", len(windows) * len(arms)) as advance:
         for rows in batches(windows, batch_tokens):
             part = windows[rows]
-            batch = _Batch(model, located, part, rows.start)
+            batch = _Batch(model, located, part, rows.start, compare)
             for place, (name, arm) in enumerate(arms.items()):
                 found = batch.sums(arm)
                 if not np.isfinite(found).all():
@@ -229,27 +230,24 @@ def measure(
 class _Batch:
     """One batch of windows: the subject as it is, kept at every site, and where in the padded batch positions lie."""
 
-    def __init__(self, model: nn.Module, located: Sequence[Located], part: Windows, first: int) -> None:
+    def __init__(
+        self, model: nn.Module, located: Sequence[Located], part: Windows, first: int, compare: "_Comparison"
+    ) -> None:
         ids, valid = padded(part), inside(part)
         self._stem = sites.Stem(model, located, ids)
         self._at = valid.flatten().nonzero().squeeze(1)
         self._row = torch.arange(len(part)).repeat_interleave(torch.from_numpy(part.lengths.astype(np.int64)))
-        self._size, self._first = len(part), first
+        self._size, self._first, self._compare = len(part), first, compare
         labels = torch.from_numpy(part.tokens[:, 1 : 1 + ids.shape[1]].astype(np.int64))
         self._labels = labels.flatten()[self._at]
-        self._original = torch.log_softmax(self._stem.original.flatten(0, 1)[self._at], dim=-1)
+        self._original = self._stem.original.flatten(0, 1)[self._at].log_softmax(-1)
+        self._choice = self._original.argmax(-1)
 
     def sums(self, arm: Arm) -> np.ndarray:
         """Loss, KL and agreement summed per window: [3, W]."""
-        if arm:
-            patches = [(located, partial(self._written, write)) for located, write in arm.items()]
-            logits = self._stem.logits(patches).flatten(0, 1)[self._at]
-        else:
-            logits = self._original
-        rows = max(1, CHUNK // logits.shape[1])
-        spans = [slice(start, start + rows) for start in range(0, len(logits), rows)]
-        found = [_compared(self._original[at], logits[at], self._labels[at], normal=not arm) for at in spans]
-        columns = torch.cat(found, dim=1).double()
+        patches = [(located, partial(self._written, write)) for located, write in arm.items()]
+        logits = self._stem.logits(patches).flatten(0, 1)
+        columns = self._compare(self._original, self._choice, logits, self._at, self._labels).double()
         return torch.zeros(len(columns), self._size, dtype=torch.float64).index_add_(1, self._row, columns).numpy()
 
     def _written(self, write: Write, x_BTD: Tensor, y_BTE: Tensor) -> Tensor:
@@ -260,9 +258,31 @@ class _Batch:
         return full.view_as(y_BTE)
 
 
-def _compared(original: Tensor, logits: Tensor, labels: Tensor, normal: bool) -> Tensor:
-    """[3, n]: loss, KL from the original model, and whether the likeliest next token is its own."""
-    patched = logits if normal else torch.log_softmax(logits, dim=-1)
-    ce = -patched.gather(1, labels[:, None]).squeeze(1)
-    kl = (original.exp() * (original - patched)).sum(-1)
-    return torch.stack([ce, kl, (original.argmax(-1) == patched.argmax(-1)).float()])
+class _Comparison:
+    """Logits held against the original model's, some rows at a time in memory that is there from the start.
+
+    Arrays of the vocabulary's size that are made anew for every arm would cost more than what is computed in them.
+    """
+
+    def __init__(self) -> None:
+        self._rooms: list[Tensor] = []
+
+    def __call__(self, original: Tensor, choice: Tensor, logits: Tensor, at: Tensor, labels: Tensor) -> Tensor:
+        """[3, n]: loss, KL from the original model, and whether the likeliest next token is its own."""
+        count, vocabulary = original.shape
+        rows = max(1, CHUNK // vocabulary)
+        if not self._rooms or self._rooms[0].shape[1] != vocabulary:
+            self._rooms = [torch.empty(rows, vocabulary) for _ in range(3)]
+        found = torch.empty(3, count)
+        for start in range(0, count, rows):
+            part = slice(start, min(start + rows, count))
+            known = original[part]
+            raw, told, weight = (room[: len(known)] for room in self._rooms)
+            torch.index_select(logits, 0, at[part], out=raw)
+            torch.log_softmax(raw, -1, out=told)
+            found[0, part] = -told.gather(1, labels[part, None])[:, 0]
+            found[2, part] = (told.argmax(-1) == choice[part]).float()
+            torch.exp(known, out=weight)
+            torch.sub(known, told, out=raw)
+            found[1, part] = torch.bmm(weight[:, None], raw[:, :, None])[:, 0, 0]
+        return found

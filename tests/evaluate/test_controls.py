@@ -33,6 +33,11 @@ def heard(sensitivity: float, specificity: float) -> Spoken:
     )
 
 
+def test_a_latent_that_was_never_active_before_has_the_smallest_digits() -> None:
+    told = controls.digits(codes(TRUTH), np.where(np.arange(LATENTS) == 3, 0.0, LARGEST).astype(np.float32))
+    assert (np.abs(told.dense(np.arange(POSITIONS))[:, 3]) < 1e-30).all()
+
+
 def test_digits_are_the_nearest_ninth_and_active_is_never_silent() -> None:
     told = controls.digits(codes(TRUTH), LARGEST).dense(np.arange(POSITIONS))
     assert ((told > 0) == ACTIVE).all()

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from nlrewrite.report import tables, wording
+from nlrewrite.report import figures, tables, wording
 from nlrewrite.report.facts import PLACES, Facts
 from nlrewrite.report.page import quoted_row
 from nlrewrite.report.wording import arm_name, beside, carried, caveats, group_of, number, percent, percent_interval
@@ -158,3 +158,32 @@ def test_a_calibrator_that_a_protocol_fixes_is_not_said_to_be_chosen(told: Facts
     said = str(tables.calibrators(replace(told, calibration=fitted, evaluate={**told.evaluate, "protocol": "p1"})))
     assert "quantile-7 (the protocol" in said
     assert "(chosen)" not in said
+
+
+def test_a_coder_from_elsewhere_is_told_by_its_record(told: Facts) -> None:
+    spec = {key: value for key, value in told.coder.items() if key not in ("skip", "steps")} | {"kind": "hub"}
+    record = {
+        "kind": "transcoder",
+        "source": "some/coders@abc/x",
+        "format": "sparsify",
+        "data": "the Pile",
+        "fvu": 0.25,
+    }
+    facts = replace(told, coder=spec, coder_training={}, coder_record=record)
+    said = wording.method(facts, "a.module.path")[0]
+    assert "a transcoder with" in said
+    assert "leaves 25% of the variance unexplained, and – of its latents" in said
+    assert said.endswith("The coder comes from some/coders@abc/x, trained on the Pile, in the format of sparsify.")
+    assert "comes from" not in wording.method(told, "a.module.path")[0]
+    assert figures.training(replace(facts, training=None)) is None
+
+
+def test_the_end_of_a_coders_curve_is_told_where_there_is_one(told: Facts) -> None:
+    old = {"curve": [{"step": 0, "fvu": 1.0}, {"step": 50, "fvu": 0.5}], "fvu": 0.5, "live_share": 1.0}
+    drawn = figures.training(replace(told, coder_training=old))
+    assert drawn is not None and drawn.caption.endswith("the coder leaves 50% of the site's variance unexplained.")
+    new = old | {"curve": [{"step": 50, "fvu": 0.5, "l0": 16.04, "dead_share": 0.125, "tokens": 9}]}
+    drawn = figures.training(replace(told, coder_training=new))
+    assert drawn is not None and drawn.caption.endswith(
+        "with 16.0 latents active on a token and 12% of all latents dead."
+    )
