@@ -7,6 +7,7 @@ gives what an unbroken run gives; the order of the data is a function of the ste
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +23,12 @@ from nlrewrite.coders.curve import Meter, fvu
 from nlrewrite.coders.finish import finish
 from nlrewrite.coders.followers import called
 from nlrewrite.coders.learned import Learned
-from nlrewrite.coders.optimizers import Adam, Signum, optimizer, rate
+from nlrewrite.coders.optimizers import Adam, Signum, rate
 from nlrewrite.coders.products import fast_products
 from nlrewrite.coders.ranks import Ranks, joined, own_device
 from nlrewrite.coders.saved import Saved, Slots, kept
+from nlrewrite.coders.sharded import Sharded, optimizer_of
+from nlrewrite.errors import SettingError
 from nlrewrite.specs import CoderSpec
 from nlrewrite.steps import Job
 from nlrewrite.subject import sites
@@ -72,7 +75,7 @@ class Learner:
     job: Job
     located: Located
     learned: Learned
-    optimizer: Adam | Signum
+    optimizer: Adam | Signum | Sharded
     meter: Meter
     slots: Slots | None
     step: int = 0
@@ -100,6 +103,11 @@ class Learner:
         """A point of the curve, of the step that was just done; the one moment at which the device is waited for."""
         with self.optimizer.answer():
             unexplained = fvu(self.learned.coder(), x_ND, y_NE)
+        if not math.isfinite(unexplained):
+            raise SettingError(
+                f"training came apart: at step {self.step - 1} the unexplained variance is {unexplained}, with a "
+                f"learning rate of {self.spec.rate:g}. Lower --set coder.learning_rate"
+            )
         self.curve.append(
             {
                 "step": self.step - 1,
@@ -112,9 +120,11 @@ class Learner:
         )
 
     def save(self) -> None:
+        if self.slots is None and not isinstance(self.optimizer, Sharded):
+            return
+        tensors = {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
         if self.slots is not None:
-            tensors = {f"learned.{name}": tensor for name, tensor in self.learned.state().items()}
-            tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
+            tensors |= {f"learned.{name}": tensor for name, tensor in self.learned.state().items()}
             self.slots.save(Saved(self.step, tensors | {"meter": self.meter.sums}, self.curve))
 
     def restore(self, saved: Saved) -> None:
@@ -157,7 +167,10 @@ def train(jobs: Sequence[Job], inputs: Mapping[str, Folder], running: "Running",
                 for learner in learning:
                     learner.point(*held_out[learner.located])
                 advance(0, note(learners, (step + 1 - began) * spec.batch / (time.monotonic() - started)))
-            if last or time.monotonic() - saved >= execution.save_seconds:
+            due = last or time.monotonic() - saved >= execution.save_seconds
+            if any(isinstance(learner.optimizer, Sharded) for learner in learners):
+                due = ranks.told(due)  # all have a part in it
+            if due:
                 for learner in learning:
                     learner.save()
                 saved = time.monotonic()
@@ -197,7 +210,7 @@ def _learner(job: Job, located: Located, opening: Batch, execution: "Execution",
         job=job,
         located=located,
         learned=learned,
-        optimizer=optimizer(spec, learned.parameters(), learned.settle),
+        optimizer=optimizer_of(spec, learned.parameters(), learned.settle, ranks),
         meter=Meter(opening[0].device),
         slots=slots,
     )
