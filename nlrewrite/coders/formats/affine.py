@@ -17,8 +17,13 @@ AT_ONCE = 1 << 20
 
 def projected(enc_LD: Tensor, shift_D: Tensor) -> Tensor:
     """W_enc c in double precision, some rows at a time."""
-    shift_D = shift_D.double()
-    return torch.cat([rows.double() @ shift_D for rows in enc_LD.split(max(1, AT_ONCE // enc_LD.shape[1]))])
+    rows, shift_D = max(1, AT_ONCE // max(1, enc_LD.shape[1])), shift_D.double()
+    # One buffer and one result: what is allocated by turns leaves holes that the allocator does not always fill.
+    found_L = torch.empty(len(enc_LD), dtype=torch.float64)
+    buffer = torch.empty(min(rows, len(enc_LD)), enc_LD.shape[1], dtype=torch.float64)
+    for part_RD, found_R in zip(enc_LD.split(rows), found_L.split(rows), strict=True):
+        torch.mv(buffer[: len(part_RD)].copy_(part_RD), shift_D, out=found_R)
+    return found_L
 
 
 def reading_less(coder: Coder, shift_D: Tensor) -> Coder:

@@ -37,7 +37,7 @@ class TensorFile:
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
     blocks: Callable[[str], Iterator[torch.Tensor]]
-    """A tensor in blocks of its rows; one with fewer than two axes in one block."""
+    """A tensor in blocks of its rows, each good until the next is asked for; one with fewer than two axes in one."""
 
     def read(self, name: str, dtype: torch.dtype, transposed: bool = False) -> torch.Tensor:
         """A tensor, or its transpose laid out anew."""
@@ -131,7 +131,7 @@ def open_npz(path: Path) -> TensorFile:
                 if not by_columns:
                     yield from _blocks(file, shape, dtypes[name])
                 else:  # rows are known when the last column is
-                    yield torch.cat(list(_blocks(file, shape[::-1], dtypes[name]))).T
+                    yield torch.cat([each.clone() for each in _blocks(file, shape[::-1], dtypes[name])]).T
                 file.read(1)  # at the end of a member its checksum is compared
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise CorruptArtifact(f"{path}: {name} cannot be read: {error}. Download it again") from error
@@ -140,16 +140,17 @@ def open_npz(path: Path) -> TensorFile:
 
 
 def _blocks(file: IO[bytes], shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
-    """What stands in a file from here on, in blocks of rows."""
-    for start, stop in _parts(shape) if len(shape) > 1 else [(0, 0)]:
-        part = (stop - start, *shape[1:]) if len(shape) > 1 else shape
-        held = bytearray(math.prod(part) * dtype.itemsize)
-        view, filled = memoryview(held), 0
-        while filled < len(held) and (more := file.readinto(view[filled : filled + SIP])):  # type: ignore[attr-defined]
+    """What stands in a file from here on, in blocks of rows, one after the other in the same memory."""
+    parts = [(stop - start, *shape[1:]) for start, stop in _parts(shape)] if len(shape) > 1 else [shape]
+    held = torch.empty(max(map(math.prod, parts), default=0), dtype=dtype)
+    for part in parts:
+        block = held[: math.prod(part)]
+        view, filled = block.view(torch.uint8).numpy().data, 0
+        while filled < len(view) and (more := file.readinto(view[filled : filled + SIP])):  # type: ignore[attr-defined]
             filled += more
-        if filled < len(held):
-            raise EOFError(f"it ends {len(held) - filled} bytes early")
-        yield torch.frombuffer(held, dtype=dtype).view(part) if held else torch.empty(part, dtype=dtype)
+        if filled < len(view):
+            raise EOFError(f"it ends {len(view) - filled} bytes early")
+        yield block.view(part)
 
 
 def _parts(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
