@@ -108,9 +108,7 @@ def test_a_training_that_comes_apart_says_so(inputs, tmp_path: Path, monkeypatch
         return {located: (x_ND * 1e30, y_NE * 1e30) for located, (x_ND, y_NE) in of(self, ids_BT).items()}
 
     monkeypatch.setattr(Activity, "of", huge)
-    with pytest.raises(
-        SettingError, match=r"came apart: at step 0 .* of 0\.002\. Lower --set coder\.learning_rate"
-    ):
+    with pytest.raises(SettingError, match=r"came apart: at step 0 .* of 0\.002\. Lower --set coder\.learning_rate"):
         build(inputs, tmp_path)
 
 
