@@ -87,7 +87,7 @@ def open_safetensors(path: Path) -> TensorFile:
     places = _places(path)
 
     def blocks(name: str) -> Iterator[torch.Tensor]:
-        # Read and not mapped: how many pages of a mapped file a process holds is the kernel's choice.
+        # Read and not mapped: the pages of a mapped file count as the process's own while it is open.
         try:
             with open(path, "rb") as file:
                 file.seek(places[name])
