@@ -128,7 +128,7 @@ def fitted(loaded: Loaded, model: nn.Module, located: Located) -> tuple[Coder, b
     if not folding.reads_normalised(about.hook_in):
         return coder, False
     if config.model_type not in folding.NORMS and loaded.format != "gpt2-transcoders":
-        return coder, False  # without a bias and a mean to take off, the name means what the MLP reads
+        return coder, False  # taken as what the MLP reads: there is no bias to fold, and no mean was taken off
     return folding.folded(coder, *folding.norm_before(model, located)), True
 
 
