@@ -61,6 +61,10 @@ class Ranks(Protocol):
         """Overwrite the tensors by those of rank 0."""
         ...
 
+    def spread(self, tensor: "Tensor") -> None:
+        """Overwrite each process's share of the rows by its own."""
+        ...
+
     def told(self, thing: Any) -> Any:
         """What rank 0 was given, as JSON has it. Waits for it as long as rank 0 lives."""
         ...
@@ -92,6 +96,9 @@ class Alone:
         return None
 
     def broadcast(self, tensors: "Sequence[Tensor]") -> None:
+        return None
+
+    def spread(self, tensor: "Tensor") -> None:
         return None
 
     def told(self, thing: Any) -> Any:
@@ -138,7 +145,7 @@ class Group:
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
     def share(self, count: int) -> slice:
-        return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+        return self._share(count, self.rank)
 
     def sum_gradients(self, parameters: "Iterable[Tensor]") -> None:
         import torch.distributed as dist
@@ -161,13 +168,14 @@ class Group:
                     each.copy_(part.view_as(each))
 
     def broadcast(self, tensors: "Sequence[Tensor]") -> None:
-        import torch.distributed as dist
-
         with self._together("receiving from rank 0"):
             for tensor in tensors:
-                whole = tensor.detach().contiguous()
-                dist.broadcast(whole, 0)
-                tensor.detach().copy_(whole)
+                self._sent(tensor.detach(), 0)
+
+    def spread(self, tensor: "Tensor") -> None:
+        with self._together("receiving rows"):
+            for rank in range(self.world):
+                self._sent(tensor.detach()[self._share(len(tensor), rank)], rank)
 
     def told(self, thing: Any) -> Any:
         import torch.distributed as dist
@@ -182,6 +190,18 @@ class Group:
 
     def barrier(self) -> None:
         self.total(torch.zeros(1))
+
+    def _share(self, count: int, rank: int) -> slice:
+        return slice(count * rank // self.world, count * (rank + 1) // self.world)
+
+    def _sent(self, tensor: "Tensor", rank: int) -> None:
+        """Overwrite a tensor by that of `rank`."""
+        import torch.distributed as dist
+
+        whole = tensor.contiguous()
+        dist.broadcast(whole, rank)
+        if self.rank != rank and whole.data_ptr() != tensor.data_ptr():
+            tensor.copy_(whole)
 
     def _reduced(self, tensor: "Tensor", how: str) -> "Tensor":
         import torch.distributed as dist

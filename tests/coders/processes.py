@@ -14,7 +14,7 @@ import warnings
 
 import torch
 
-from nlrewrite.coders import finish, followers, ranks, train
+from nlrewrite.coders import finish, followers, optimizers, ranks, sharded, train
 from nlrewrite.coders.learned import Learned
 from nlrewrite.errors import Unreachable
 from nlrewrite.execution import Execution
@@ -66,10 +66,10 @@ def begin(folder, own):
     os.dup2(os.open(folder / f"{own['RANK']}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
 
 
-def among(folder, own, acts):
+def among(folder, own, acts, patience=ranks.PATIENCE):
     """Join the others, act, and write down what was found."""
     begin(folder, own)
-    ranks.join()
+    ranks.join(patience=patience)
     try:
         result = {name: act(ranks.joined()) for name, act in acts.items()}
     finally:
@@ -94,7 +94,11 @@ def sums(group):
     group.sum_gradients(parameters)
     weights = [torch.full((2, 3), float(rank)).T, torch.tensor([rank])]
     group.broadcast(weights)
+    spread = [torch.full((3, 2), 10.0 + rank), torch.full((2, 3), 10.0 + rank).T]
+    for each in spread:
+        group.spread(each)
     return {
+        "spread": [each.tolist() for each in spread],
         "total": group.total(torch.tensor([1.5, rank])).tolist(),
         "counted": group.total(torch.tensor([True, rank == 1])).tolist(),
         "largest": group.largest(torch.tensor([rank, -rank])).tolist(),
@@ -114,6 +118,10 @@ def lost(group):
     group.barrier()
     if group.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    return waited(group)
+
+
+def waited(group):
     began = time.monotonic()
     try:
         group.told(None) if group.rank else group.barrier()
@@ -127,12 +135,69 @@ def step(group):
     return {name: stepped(spec, group) for name, spec in STEPS.items()}
 
 
+def split(group):
+    """Both optimizers, split and not, on the same gradients: parameters, states and what a process holds of them."""
+    found = {}
+    for name in ("adam", "signum"):
+        spec = CoderSpec(optimizer=name)
+        draws = torch_generator(1, "split")
+        shapes = [(7, 3), (5,), (1, 4)]
+        pair = [[torch.full(shape, 0.5, requires_grad=True) for shape in shapes] for _ in range(2)]
+        plain = optimizers.optimizer(spec, pair[0], lambda: None)
+        parted = sharded.Sharded(spec, pair[1], lambda: None, group)
+        for turn in range(4):
+            for one, other in zip(*pair, strict=True):
+                one.grad = torch.randn(one.shape, generator=draws)
+                other.grad = one.grad.clone()
+            plain.step(0.1)
+            parted.step(0.1)
+            if turn == 1:  # as after a kill
+                state = group_state(parted, plain, group)
+                parted = sharded.Sharded(spec, pair[1], lambda: None, group)
+                parted.restore(state)
+        with plain.answer(), parted.answer():
+            answers = [near(one, other) for one, other in zip(*pair, strict=True)]
+        found[name] = {
+            "parameters": [near(one, other) for one, other in zip(*pair, strict=True)],
+            "answers": answers,
+            "held": sorted({tuple(each.shape) for each in parted._inner.state().values() if each.ndim}),
+        }
+    return found
+
+
+def near(one, other):
+    """Torch's Adam rounds the last entries of a tensor, which fill no vector, another way than the rest."""
+    return torch.allclose(one, other, rtol=1e-6, atol=1e-9)
+
+
+def group_state(parted, plain, group):
+    """The state that rank 0 saves, which has to be that of the unsplit optimizer, and is told to all."""
+    saved, wanted = parted.state(), plain.state()
+    if group.rank:
+        assert not saved
+        return wanted
+    assert set(saved) == set(wanted) and all(near(saved[name], wanted[name]) for name in wanted)
+    return saved
+
+
+def slow(group):
+    """Rank 1 does not come, and lives; rank 0 has a second of patience."""
+    if group.rank == 1:
+        time.sleep(3)
+        return {}
+    return waited(group)
+
+
 def computing(folder, own):
-    among(folder, own, {"sums": sums, "step": step})
+    among(folder, own, {"sums": sums, "step": step, "split": split})
 
 
 def losing(folder, own):
     among(folder, own, {"lost": lost})
+
+
+def dawdling(folder, own):
+    among(folder, own, {"slow": slow}, patience=1.0)
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -174,12 +239,13 @@ def stepped(spec, group):
     }
 
 
-def training(folder, own, store, save_seconds, death=None):
+def training(folder, own, store, save_seconds, death=None, whole=sharded.WHOLE):
     """What a command does: rank 0 trains the coders of `specs.json`, and the others are called to it.
 
     Rank 1 is killed before its step `death`.
     """
     begin(folder, own)
+    sharded.WHOLE = whole
     learn = train.Learner.learn
 
     def dying(learner, *arguments):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import time
 from pathlib import Path
 
@@ -72,6 +73,29 @@ def test_a_killed_follower_ends_all_and_both_go_on_to_the_same_bits(two, tmp_pat
 
     assert ended(start(training, tmp_path / "out", arguments=arguments)) == [0, 0], said(tmp_path / "out")
     assert small_training.made(tmp_path / "out" / "0") == small_training.made(two / "two" / "0")
+
+
+SHARDED = {"adam": SPECS["topk"], "signum": small_training.spec(steps=30, optimizer="signum", learning_rate=1e-3)}
+
+
+def test_an_optimizer_split_over_processes_moves_the_same_bits_and_goes_on(two, tmp_path):
+    """Saved by two processes of which one is killed; gone on with split, and each process having all of it."""
+    stored(tmp_path / "store", SHARDED.values())
+    arguments = [tmp_path / "store", 1e-6]
+    assert ended(start(training, tmp_path / "out", arguments=[*arguments, 12, 0])) == [1, -9], said(tmp_path / "out")
+    for number in range(2):
+        work = small_training.work(tmp_path / "store", f"coder {number}")
+        assert json.loads(work.read("state.json") or b"{}")["step"] == 12
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+
+    out = tmp_path / "out"
+    assert ended(start(training, out, arguments=[*arguments, None, 0])) == [0, 0], said(out)
+    assert small_training.made(out / "0") == small_training.made(two / "two" / "0")
+
+    whole = tmp_path / "whole"
+    assert ended(start(training, whole, arguments=[tmp_path / "copy", 300.0])) == [0, 0], said(whole)
+    for number in range(2):
+        assert small_training.made(out / str(number)) == small_training.made(whole / str(number))
 
 
 def test_alone_nobody_is_called(monkeypatch):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nlrewrite.coders import ranks
 from nlrewrite.coders.ranks import ALONE, Group, buckets
 from nlrewrite.errors import SettingError, Unreachable
-from tests.coders.processes import STEPS, computing, ended, found, losing, said, start, stepped
+from tests.coders.processes import STEPS, computing, dawdling, ended, found, losing, said, start, stepped
 
 
 def test_two_processes_read_the_same_sums_and_take_the_same_step(tmp_path):
@@ -36,8 +36,14 @@ def test_two_processes_read_the_same_sums_and_take_the_same_step(tmp_path):
         "none": 1,
         "weights": [[[0.0] * 2] * 3, [0]],
         "told": {"a": [1, "é"]},
+        "spread": [[[10.0] * 2, [11.0] * 2, [11.0] * 2]] * 2,
     }
     check_step(*(each["step"] for each in both))
+    for rank, each in enumerate(both):
+        for kind in ("adam", "signum"):
+            found_split = each["split"][kind]
+            assert found_split["parameters"] == found_split["answers"] == [True] * 3
+            assert found_split["held"] == [[[1, 4], [2], [3, 3]], [[1, 4], [3], [4, 3]]][rank]
 
 
 def check_step(one, other):
@@ -62,6 +68,13 @@ def test_a_killed_process_ends_those_that_wait_for_it(tmp_path):
         assert told["seconds"] < 5
         assert told["said"].startswith(f"rank {rank} of 3 lost the others while ")
         assert "start all ranks again" in told["said"]
+
+
+def test_a_process_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
+    assert ended(start(dawdling, tmp_path))[0] == 0, said(tmp_path)
+    told = json.loads((tmp_path / "0.json").read_text())["slow"]
+    assert 0.9 < told["seconds"] < 2.9
+    assert "rank 0 of 2 lost the others while summing (it waits 1 s for a sum)" in told["said"]
 
 
 def test_alone_everything_is_what_it_was():
