@@ -49,6 +49,10 @@ class Ranks(Protocol):
         """All processes' rows [N_r, ...] one after another; each may have its own number of rows."""
         ...
 
+    def collected(self, tensor: "Tensor") -> "Tensor | None":
+        """All processes' shares of rows one after another, in the main memory of rank 0; on the others nothing."""
+        ...
+
     def share(self, count: int) -> slice:
         """This process's rows of a batch of `count`."""
         ...
@@ -88,6 +92,9 @@ class Alone:
 
     def gathered(self, tensor: "Tensor") -> "Tensor":
         return tensor.detach()
+
+    def collected(self, tensor: "Tensor") -> "Tensor | None":
+        return tensor.detach().cpu()
 
     def share(self, count: int) -> slice:
         return slice(0, count)
@@ -143,6 +150,21 @@ class Group:
         with self._together("gathering rows"):
             dist.all_gather(parts, padded)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    def collected(self, tensor: "Tensor") -> "Tensor | None":
+        import torch.distributed as dist
+
+        own = tensor.detach().cpu().contiguous()
+        count = int(self.total(torch.tensor(len(own))))
+        with self._together("collecting rows"):
+            if self.rank:
+                dist.send(own, 0)
+                return None
+            whole = own.new_empty(count, *own.shape[1:])
+            whole[self.share(count)] = own
+            for rank in range(1, self.world):
+                dist.recv(whole[self._share(count, rank)], rank)
+        return whole
 
     def share(self, count: int) -> slice:
         return self._share(count, self.rank)

@@ -1,8 +1,8 @@
 """An optimizer split over processes: each moves its own rows of every parameter, and hears of the others'.
 
 In: an optimizer to be made of parts of parameters, and the processes. Out: an optimizer of whole ones. Invariant: it
-does what the unsplit one does, but for the rounding of a few entries at the end of a part (on a CPU torch computes those
-another way); the state that is saved is that of the unsplit one; all processes make every call together.
+does what the unsplit one does, but for the rounding of a few entries at the end of a part (on a CPU torch computes
+those another way); the state that is saved is that of the unsplit one; all processes make every call together.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -70,9 +70,9 @@ class Sharded:
         """On the process of rank 0 the state of all, in main memory; on the others nothing."""
         whole: dict[str, Tensor] = {}
         for name, own in self._inner.state().items():
-            tensor = self._ranks.gathered(own) if self._is_split(name, own) else own
-            if self._ranks.rank == 0:
-                whole[name] = tensor.cpu()
+            tensor = self._ranks.collected(own) if self._is_split(name, own) else own.cpu()
+            if tensor is not None and self._ranks.rank == 0:
+                whole[name] = tensor
         return whole
 
     def restore(self, state: "dict[str, Tensor]") -> None:
