@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nlrewrite.report.coder_facts import CoderFacts
+from nlrewrite.report.coder_facts import LONGEST, CoderFacts
+from nlrewrite.report.coder_wording import OVER
 from nlrewrite.report.curves import DASHED
 from nlrewrite.report.drawing import BLUE, GREY, INK, MUTED, draw, end_labels, label_powers
 from nlrewrite.report.figure import Figure
-from nlrewrite.report.markup import Markup
+from nlrewrite.report.markup import Markup, visible
 from nlrewrite.report.wording import many, percent
 from nlrewrite.report.wording import number as written
 
@@ -27,6 +28,8 @@ Row = dict[str, Any]
 NAMED_AT_MOST = 10
 """Lines or points of one panel that are named; of more, so many spread over all."""
 FAINTEST = 0.3
+LETTER, LINE = 0.02, 0.04
+"""Width of a letter and half the height of a line, as shares of a panel."""
 CURVES = (
     ("fvu", "Variance left unexplained", True),
     ("l0", "Latents active on a token", False),
@@ -91,7 +94,7 @@ def _learning(key: str, title: str, share: bool, lines: Sequence[tuple[CoderFact
         else:
             axes.set_ylim(0, highest * 1.08 or 1.0)
         if share:
-            axes.yaxis.set_major_formatter(lambda value, _: percent(value))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
         axes.set_title(f"{title} (log scale)" if log else title)
         axes.set_xlabel("tokens")
         if len(lines) > 1:
@@ -109,6 +112,9 @@ def frontier(found: Row, coders: Sequence[CoderFacts]) -> Figure | None:
     rows, names = in_order(found, coders)
     if len({row["site"] for row in rows}) > 1:
         return None
+    named = found["over"] in OVER
+    short = {coder.label: visible(coder.value)[:LONGEST] if named else coder.name for coder in coders}
+    beside = f"Beside a point, where there is room: its {OVER[found['over']]}." if named else ""
     original = found["original"]["ce"]
     mean = next(each for each in found["ablations"] if each["arm"] == "mean")
     front = sorted((row for row in rows if row["front"]), key=lambda row: row["l0"])
@@ -126,10 +132,13 @@ def frontier(found: Row, coders: Sequence[CoderFacts]) -> Figure | None:
         _ticks(axes.xaxis)
         axes.set_xlim(min(l0) / 1.35, max(l0) * 1.6)
         axes.set_xlabel("mean active latents on a token (log scale)")
-        for at in spread_over(len(rows)):
-            row = sorted(rows, key=lambda row: row["l0"])[at]
-            where = max(row["l0"], 0.1), base + row["delta_ce"]
-            axes.annotate(names[row["label"]], where, (7, 5), textcoords="offset points", color=INK, fontsize=10)
+
+    def name_points(axes: "Axes", base: float) -> None:
+        where = [(x, base + row["delta_ce"]) for row, x in zip(rows, l0, strict=True)]
+        labels = [short[row["label"]] for row in rows]
+        for at, above in apart(axes.transAxes.inverted().transform(axes.transData.transform(where)), labels):
+            offset = (6, 5) if above else (6, -13)
+            axes.annotate(labels[at], where[at], offset, textcoords="offset points", color=INK, fontsize=10)
 
     def whole(axes: "Axes") -> None:
         points(axes, original)
@@ -142,6 +151,7 @@ def frontier(found: Row, coders: Sequence[CoderFacts]) -> Figure | None:
         axes.set_title("Between the model and the site's mean")
         axes.set_ylabel("next-token loss, nats")
         end_labels(axes, [(y, label, MUTED) for y, label in ends])
+        name_points(axes, original)
 
     def close(axes: "Axes") -> None:
         points(axes, 0.0)
@@ -151,6 +161,7 @@ def frontier(found: Row, coders: Sequence[CoderFacts]) -> Figure | None:
         axes.set_ylim(lowest - 0.05 * (highest - lowest), highest + 0.12 * (highest - lowest or 1.0))
         axes.set_title("The coders alone")
         axes.set_ylabel("added loss, nats per token")
+        name_points(axes, 0.0)
 
     told = ", ".join(f"{names[row['label']]} {written(row['delta_ce'])} at {row['l0']:.1f} latents" for row in rows)
     off = len(rows) - len(front)
@@ -159,7 +170,8 @@ def frontier(found: Row, coders: Sequence[CoderFacts]) -> Figure | None:
         "frontier",
         "What a coder costs by how many latents it keeps active",
         f"Each point is a coder in place of {coders[0].place}. Bars: 95% bootstrap intervals over document groups of "
-        f"the difference to the original model on the same text. The line joins the coders that no other beats.{left}",
+        f"the difference to the original model on the same text. The line joins the coders that no other beats.{left} "
+        f"{beside}",
         (
             draw("frontier-whole", f"Loss against mean active latents. Added loss: {told}.", whole),
             draw("frontier-close", f"Added loss against mean active latents: {told}.", close),
@@ -190,6 +202,25 @@ def shades(count: int) -> list[float]:
 def spread_over(count: int) -> list[int]:
     """Which of so many are named: all, or as many as fit, the first and the last among them."""
     return sorted({round(each) for each in np.linspace(0, count - 1, min(count, NAMED_AT_MOST))})
+
+
+def apart(where: np.ndarray, labels: Sequence[str]) -> list[tuple[int, bool]]:
+    """Which points are named, above or below them, so that no name lies on another; `where` in shares of the axes.
+
+    From the left; a point whose neighbours leave no room stays without a name.
+    """
+    placed: list[tuple[float, float, float]] = []
+    found = []
+    for at in sorted(range(len(labels)), key=lambda at: where[at][0]):
+        x, y = where[at]
+        width = 0.03 + LETTER * len(labels[at])
+        for above in (True, False):
+            line = y + (LINE if above else -LINE)
+            if all(x > end or x + width < start or abs(line - other) > 1.5 * LINE for start, end, other in placed):
+                placed.append((float(x), float(x + width), float(line)))
+                found.append((at, above))
+                break
+    return found
 
 
 def spread(labels: list[tuple[float, str, str]]) -> list[tuple[float, str, str]]:

@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nlrewrite.artifacts import Folder, Store
 from nlrewrite.evaluate import frontier, replacement
@@ -150,8 +152,9 @@ def test_the_front_is_drawn_from_the_numbers(sweep):
         for name in ("l0", "ce", "delta_ce", "delta_ce_low", "delta_ce_high", "front"):
             assert each[name] == rows[each["coder"]][name]
     svg = (sweep.folder / "figures" / "frontier.svg").read_text(encoding="utf-8")
-    for words in ("original model", "output at its mean", "k = 2", "k = 8", "k = 16", "log scale"):
+    for words in ("original model", "output at its mean", ">2</text>", ">8</text>", ">16</text>", "log scale"):
         assert words in svg
+    assert "Beside a point, where there is room: its k." in sweep.page.named("figure-frontier").text
 
 
 def test_curves_of_all_coders_are_drawn_over_tokens(sweep):
@@ -289,6 +292,20 @@ def test_labels_of_many_coders_are_spread_and_the_ends_are_named():
     assert coder_figures.shades(1) == [1.0]
     assert (np.diff(coder_figures.shades(5)) > 0).all()
     assert coder_figures.shades(5)[-1] == 1
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=20))
+def test_names_beside_points_never_lie_on_one_another(where):
+    labels = ["0.003"] * len(where)
+    boxes = []
+    for at, above in coder_figures.apart(np.array(where), labels):
+        (x, y), width = where[at], 0.03 + 5 * coder_figures.LETTER
+        boxes.append((x, x + width, y + (1 if above else -1) * coder_figures.LINE))
+    assert boxes
+    for one, (start, end, line) in enumerate(boxes):
+        for left, right, other in boxes[:one]:
+            assert right < start or end < left or abs(line - other) > coder_figures.LINE
+    assert len(coder_figures.apart(np.array([(0.1, 0.5), (0.9, 0.5)]), ["a", "b"])) == 2
 
 
 @pytest.mark.parametrize(
