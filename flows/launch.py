@@ -49,8 +49,8 @@ def parse(text: str) -> Parameters:
         where = ".".join(str(part) for part in first["loc"]) or "the parameters"
         raise SettingError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {first['input']!r}") from error
     spec = settled(parameters.profile, parameters.overrides)
-    require_runnable(parameters.profile, spec)
     walk = parameters.flow if parameters.flow in WALKS else "rewrite"
+    require_runnable(parameters.profile, spec, walk)
     pipeline.check_refresh(parameters.refresh, pipeline.labels(spec, walk))
     return parameters
 

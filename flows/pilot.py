@@ -20,7 +20,8 @@ from flows.rewrite import ProfileName, StepTasks, run_name, show_library_log, sh
 from nlrewrite import pipeline, planning
 from nlrewrite.composition import pilot as compose
 from nlrewrite.execution import Execution
-from nlrewrite.profiles import Overrides, filled, require_runnable, settled
+from nlrewrite.filling import filled
+from nlrewrite.profiles import Overrides, require_runnable, settled
 from nlrewrite.terminal import pilot_text
 
 

@@ -28,8 +28,9 @@ from nlrewrite.coders import telling
 from nlrewrite.composition import WALKS
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
+from nlrewrite.filling import filled
 from nlrewrite.probes.telling import tables
-from nlrewrite.profiles import Overrides, filled, profile_names, require_runnable, settled
+from nlrewrite.profiles import Overrides, profile_names, require_runnable, settled
 from nlrewrite.specs import PROBES, RewriteSpec, Spec
 from nlrewrite.terminal import results_markdown
 from tasks import TASKS
@@ -86,7 +87,7 @@ def walk(
 ) -> State[pipeline.Outcome]:
     """What every flow does, called inside of it: each step of the composition as a task, and what the UI shows."""
     show_library_log()
-    require_runnable(profile, spec)
+    require_runnable(profile, spec, name)
     spec = filled(spec, execution)
     steps = StepTasks(execution, pipeline.check_refresh(refresh, pipeline.labels(spec, name)))
     try:

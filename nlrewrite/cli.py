@@ -38,14 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, output: "Output") -> int:
-    from nlrewrite import pipeline, profiles, terminal
+    from nlrewrite import filling, pipeline, profiles, terminal
     from nlrewrite.coders import followers
 
     execution = _execution(options)
     overrides, _ = _spent(options, execution)
     walk = WALK_OF[options.command]
     spec = profiles.settled(options.profile, overrides)
-    profiles.require_runnable(options.profile, spec)
+    profiles.require_runnable(options.profile, spec, walk)
     pipeline.check_refresh(options.refresh, pipeline.labels(spec, walk))
     for library in ("OMP", "OPENBLAS", "MKL", "RAYON"):
         os.environ[f"{library}_NUM_THREADS"] = str(execution.threads)
@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace, output: "Output") -> int:
     with followers.together(execution) as leads:
         if not leads:
             return 0
-        spec = profiles.filled(spec, execution)
+        spec = filling.filled(spec, execution)
         silent = output.quiet or output.json
         progress = terminal.progress(silent)
         outcome = pipeline.run_local(spec, options.profile, options.refresh, execution, progress, walk)
@@ -120,12 +120,12 @@ def _plan(options: argparse.Namespace, output: "Output") -> int:
 
 
 def _pilot(options: argparse.Namespace, output: "Output") -> int:
-    from nlrewrite import pipeline, planning, profiles, terminal
+    from nlrewrite import filling, pipeline, planning, profiles, terminal
 
     execution = _execution(options)
     spec = profiles.settled(options.profile, _overrides(options))
     profiles.require_runnable(options.profile, spec)
-    spec = profiles.filled(spec, execution)
+    spec = filling.filled(spec, execution)
     result = pipeline.run_pilot(spec, options.profile, execution, terminal.progress(output.quiet or output.json))
     whole = planning.plan(options.profile, spec, (), execution).whole
     if output.json:
@@ -304,7 +304,7 @@ def _execution(options: argparse.Namespace) -> "Execution":
 
     names = (
         *("store", "runs", "threads", "device", "text_folder", "subject_folder"),
-        *("coder_folder", "stream_folder", "token_rows"),
+        *("coder_folder", "stream_folder", "token_rows", "save_seconds"),
         *("reader_folder", "template_folder", "engine", "endpoint", "endpoint_model", "concurrency", "spend"),
     )
     given = {name: getattr(options, name) for name in names}

@@ -27,7 +27,7 @@ ENGINES = "what runs a language model that is asked: auto, packed, reference, vl
 PROFILES = (
     "tiny (default), tiny-no-skip, tiny-sae, tiny-reader, smoke, smoke-reader; published settings to plan with: "
     "pythia-160m-transcoder, pythia-160m-transcoder-p1, pythia-160m-sae, smollm2-135m-transcoder, gemma-2-9b-sae, "
-    "gpt2-small-transcoders"
+    "gpt2-small-transcoders, gpt2-small-sweep"
 )
 
 
@@ -119,6 +119,8 @@ def _everywhere() -> argparse.ArgumentParser:
     group.add_argument("--stream-folder", metavar="FOLDER", help=text)
     text = "file of token ids to train the coder on, with --set coder.data.kind=rows"
     group.add_argument("--token-rows", metavar="FILE", help=text)
+    text = "seconds between saves of a coder's training, which goes on from there after a kill (default 300)"
+    group.add_argument("--save-seconds", default=300.0, metavar="SECONDS", help=text)
     group.add_argument("--engine", default=at("NLREWRITE_ENGINE", "auto"), help=ENGINES)
     group.add_argument(
         "--endpoint",

@@ -256,7 +256,7 @@ def run_local(
     walk: str = "rewrite",
 ) -> Outcome:
     """Build what is missing for `spec`, one step after the other in this process, and publish the report."""
-    require_runnable(profile, spec)
+    require_runnable(profile, spec, walk)
     refresh = check_refresh(refresh, labels(spec, walk))
     store = Store(execution.store, execution.scratch)
     run = f"local-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"

@@ -9,7 +9,6 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -177,6 +176,8 @@ KINDS = (
 
 def resolve(profile: str, overrides: Overrides, execution: Execution) -> RewriteSpec:
     """The spec that `profile` and `overrides` mean, with the content of local sources filled in."""
+    from nlrewrite.filling import filled
+
     return filled(settled(profile, overrides), execution)
 
 
@@ -211,10 +212,10 @@ def chosen(profile: str) -> Profile:
     return PROFILES[profile]
 
 
-def require_runnable(profile: str, spec: RewriteSpec) -> None:
+def require_runnable(profile: str, spec: RewriteSpec, walk: str = "rewrite") -> None:
     """Refuse to run what this version cannot do, or what has no revision yet. Planning needs neither."""
     needs = chosen(profile).needs
-    if needs:
+    if needs and walk == "rewrite":
         words = [CAPABILITIES[need] for need in needs]
         listed = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
         raise NotYet(
@@ -237,63 +238,6 @@ def require_runnable(profile: str, spec: RewriteSpec) -> None:
             raise SettingError(
                 f"the revision of {source.dataset} is not chosen. Choose one with --set {section}.revision=<commit>"
             )
-
-
-def filled(spec: RewriteSpec, execution: Execution) -> RewriteSpec:
-    """`spec` with the content of its local sources, so that equal names mean equal text and equal weights."""
-    from nlrewrite.text.sources import identified
-
-    text, subject = spec.text, spec.subject
-    update: dict[str, Any] = {"text": text.model_copy(update={"source": identified(text.source, execution)})}
-    if isinstance(subject, specs.FolderSubject) and not subject.content:
-        from nlrewrite.subject.load import fingerprint
-
-        if execution.subject_folder is None:
-            raise SettingError("subject.kind is folder and no folder is given. Name one with --subject-folder")
-        update["subject"] = subject.model_copy(update={"content": fingerprint(Path(execution.subject_folder))})
-    if isinstance(spec.coder, specs.CoderSpec):
-        from nlrewrite.text import streams
-
-        data = streams.identified(spec.coder.data, execution)
-        streams.refuse_overlap(update["text"].source, data)
-        update["coder"] = spec.coder.model_copy(update={"data": data})
-    elif isinstance(spec.coder, specs.FolderCoder):
-        from nlrewrite.coders import files
-
-        update["coder"] = files.identified(spec.coder, execution)
-    update |= _asked(spec, execution)
-    return spec.model_copy(update=update)
-
-
-def _asked(spec: RewriteSpec, execution: Execution) -> dict[str, Any]:
-    """Who is asked and in which words, by content: the prompts of what is asked, and the files of local models."""
-    from nlrewrite.language import template
-
-    update: dict[str, Any] = {}
-    written, judged = ("prompt", "refining", "reading"), ("detection", "fuzzing", "intruder")
-    prompts = {"reader": {"ask": ("prompt",)}, "writer": {"write": written, "quiz": judged}}
-    for who, sections in prompts.items():
-        model = getattr(spec, who)
-        if isinstance(model, specs.RuleReader):
-            continue
-        for section, fields in sections.items():
-            words = getattr(spec, section)
-            texts = {field: template.filled(getattr(words, field), execution.template_folder) for field in fields}
-            update[section] = words.model_copy(update=texts)
-        if isinstance(model, specs.FolderReader) and not model.content:
-            from nlrewrite.subject.load import fingerprint
-
-            if execution.reader_folder is None:
-                raise SettingError(f"{who}.kind is folder and no folder is given. Name one with --reader-folder")
-            content = fingerprint(Path(execution.reader_folder), "--reader-folder")
-            update[who] = model.model_copy(update={"content": content})
-    for who in ("reader", "writer", "screener"):
-        model = getattr(spec, who)
-        if isinstance(model, specs.TrainedReader) and not model.template:
-            from nlrewrite.llm.reader import wording
-
-            update[who] = model.model_copy(update={"template": wording()})
-    return update
 
 
 # -- settings by their dotted names -----------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def test_places_come_from_the_environment(small: Path, monkeypatch: pytest.Monke
         (["run", "--config", "broken.yaml"], 2, "broken.yaml is neither YAML nor JSON"),
         (["run", "--config", "list.yaml"], 2, "must hold settings by name"),
         (["plan", "--store", "ftp://a/b"], 2, "a store is a local folder or s3://"),
-        (["run", "--profile", "pythia-160m-transcoder"], 3, "it needs coders loaded from published checkpoints"),
+        (["run", "--profile", "pythia-160m-transcoder"], 3, "it needs next-token prompts of a random length"),
         (["run", "--local", "--profile", "gpt2-small-transcoders"], 3, "which this version does not have"),
         (["run", "--local", "--profile", "smoke", "--store", "file/store"], 4, "Not a directory"),
         (["show", "coder/ab"], 2, "no artifact of"),
@@ -283,7 +283,7 @@ def test_plan_of_a_published_experiment(small: Path, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     assert "327,680,000" in shown
     assert "train the coder 8,000,000,000" in shown
-    assert "not here yet: coders loaded from published checkpoints" in shown
+    assert "not here yet: next-token prompts of a random length" in shown
 
 
 def test_run_becomes_the_flow_of_the_checkout(tmp_path: Path):

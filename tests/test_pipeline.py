@@ -258,7 +258,7 @@ def test_published_experiments_plan_and_do_not_run(execution: Execution):
     assert found.queries == 327_680_000
     assert found.tokens["train the coder"] == 8_000_000_000
     assert {row.state for row in found.rows} == {"missing"}
-    with pytest.raises(NotYet, match="coders loaded from published checkpoints"):
+    with pytest.raises(NotYet, match="next-token prompts of a random length"):
         pipeline.run_local(spec, name, (), execution, Progress())
     assert Store(execution.store).listed() == []
 

@@ -15,7 +15,7 @@ from nlrewrite.errors import NotYet, SettingError
 from nlrewrite.execution import Execution
 from nlrewrite.profiles import Overrides, settled
 from nlrewrite.published import CAPABILITIES, UNCHOSEN
-from nlrewrite.specs import HubDataset, HubSubject, RewriteSpec, TinySubject
+from nlrewrite.specs import CoderSpec, HubCoder, HubDataset, HubSubject, HubTokens, RewriteSpec, TinySubject
 
 
 def spec(*settings: str, profile: str = "tiny", **fields: Any) -> RewriteSpec:
@@ -189,12 +189,13 @@ def test_resolving_fills_in_the_content_of_local_text(tmp_path: Path):
 
 
 PUBLISHED = {
-    "pythia-160m-transcoder": ("mlp", 6, 32_768, 32, True, 327_680_000),
-    "pythia-160m-transcoder-p1": ("mlp", 6, 32_768, 32, True, 327_680_000),
-    "pythia-160m-sae": ("residual", 6, 32_768, 32, False, 32_768_000),
-    "smollm2-135m-transcoder": ("mlp", 15, 18_432, 128, True, 36_864_000),
-    "gemma-2-9b-sae": ("residual", 11, 131_072, 49, False, 1_049_000),
-    "gpt2-small-transcoders": ("mlp", 8, 24_576, 16, False, 0),
+    "pythia-160m-transcoder": ("trained", "mlp", 6, 32_768, 32, 327_680_000),
+    "pythia-160m-transcoder-p1": ("trained", "mlp", 6, 32_768, 32, 327_680_000),
+    "pythia-160m-sae": ("hub", "residual", 6, 32_768, 32, 32_768_000),
+    "smollm2-135m-transcoder": ("trained", "mlp", 15, 18_432, 128, 36_864_000),
+    "gemma-2-9b-sae": ("hub", "residual", 11, 131_072, 49, 1_049_000),
+    "gpt2-small-transcoders": ("hub", "mlp", 8, 24_576, 16, 0),
+    "gpt2-small-sweep": ("trained", "mlp", 8, 24_576, 16, 0),
 }
 
 
@@ -204,11 +205,42 @@ def test_published_settings(name: str):
     published = profiles.chosen(name).published
     assert published is not None
     coder = made.coder
-    found = (coder.site.kind, coder.site.layer, coder.width, coder.k, coder.skip, published.queries(coder.width))
+    found = (coder.kind, coder.site.kind, coder.site.layer, coder.width, coder.k, published.queries(coder.width))
     assert found == PUBLISHED[name]
     assert published.latents == coder.width
-    with pytest.raises(NotYet, match=f"profile {name} cannot be run yet: it needs"):
-        profiles.require_runnable(name, made)
+    if profiles.chosen(name).needs:
+        with pytest.raises(NotYet, match=f"profile {name} cannot be run yet: it needs"):
+            profiles.require_runnable(name, made)
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "rate", "tokens"),
+    [("pythia-160m-transcoder", "adam", 1.414e-4, 8e9), ("smollm2-135m-transcoder", "signum", 4.714e-3, 1e9)],
+)
+def test_published_transcoders_are_trained_by_their_recipe(name: str, optimizer: str, rate: float, tokens: float):
+    coder = profiles.settled(name, Overrides()).coder
+    assert isinstance(coder, CoderSpec) and isinstance(coder.data, HubTokens)
+    assert (coder.optimizer, coder.loss, coder.init, coder.activation) == (optimizer, "fvu", "uniform", "topk")
+    assert coder.rate == pytest.approx(rate, rel=1e-3)
+    assert (coder.order, coder.window, coder.batch, coder.mix) == ("sequential", 2049, 64 * 2049, 0)
+    assert tokens * 0.999 < coder.steps * coder.batch <= tokens < coder.data.tokens
+    assert coder.data.first >= 100_000  # behind the documents that everything is measured on
+
+
+def test_the_published_transcoders_of_gpt2_are_replaced_layer_by_layer():
+    made = profiles.settled("gpt2-small-transcoders", Overrides())
+    profiles.require_runnable("gpt2-small-transcoders", made, "replace")  # only the rewriting takes circuits
+    coders = made.layers.coders(made.coder)
+    assert list(coders) == [f"coder-{layer}" for layer in range(12)]
+    last = coders["coder-11"]
+    assert isinstance(last, HubCoder) and "blocks.11.ln2" in last.path and last.site.layer == 11
+
+
+def test_the_published_sweep_varies_the_penalty_of_a_relu():
+    made = profiles.settled("gpt2-small-sweep", Overrides())
+    profiles.require_runnable("gpt2-small-sweep", made, "sweep")
+    coders = list(made.sweep.coders(made.coder).values())
+    assert len(coders) == 8 and {each.activation for each in coders if isinstance(each, CoderSpec)} == {"relu"}
 
 
 def test_every_published_profile_is_tested_and_every_need_has_words():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nlrewrite import pipeline, profiles, steps
+from nlrewrite import filling, pipeline, profiles, steps
 from nlrewrite.artifacts import Artifact
 from nlrewrite.composition import pilot, rewrite
 from nlrewrite.errors import SettingError
@@ -95,18 +95,18 @@ def test_a_gate_and_a_score_come_with_the_question() -> None:
 
 def test_without_a_language_model_nothing_of_it_is_named() -> None:
     spec = profiles.settled("smoke", Overrides())
-    assert profiles.filled(spec, Execution()).ask == spec.ask
+    assert filling.filled(spec, Execution()).ask == spec.ask
     other = profiles.settled("smoke", Overrides(settings=("ask.window=7", "quiz.at_once=3")))
     assert names(spec) == names(other)
 
 
 def test_words_are_identity_and_engines_are_not(tmp_path) -> None:
     spec = settled()
-    first = profiles.filled(spec, Execution(engine="packed"))
+    first = filling.filled(spec, Execution(engine="packed"))
     assert first.ask.prompt.text and not spec.ask.prompt.text
-    assert names(profiles.filled(spec, Execution(engine="reference"))) == names(first)
+    assert names(filling.filled(spec, Execution(engine="reference"))) == names(first)
     (tmp_path / "own.yaml").write_text(first.ask.prompt.text.replace("about: The", "about: My"))
-    own = profiles.filled(settled("ask.prompt.name=own"), Execution(template_folder=str(tmp_path)))
+    own = filling.filled(settled("ask.prompt.name=own"), Execution(template_folder=str(tmp_path)))
     changed = {label for label, name in names(own).items() if names(first)[label] != name}
     assert {"simulation-report", "simulation-calibrate", "calibration", "evaluation"} <= changed
     assert not changed & {"reader", "explanations", "scores", "simulation-report-by-rules"}
@@ -129,7 +129,7 @@ def test_what_cannot_be_is_refused(settings: tuple[str, ...], words: str) -> Non
 
 def test_a_folder_reader_needs_its_folder() -> None:
     with pytest.raises(SettingError, match="--reader-folder"):
-        profiles.filled(settled("reader.kind=folder"), Execution())
+        filling.filled(settled("reader.kind=folder"), Execution())
 
 
 def test_one_seed_reaches_every_question() -> None:
@@ -143,13 +143,13 @@ def test_one_seed_reaches_every_question() -> None:
 def test_a_reader_trained_here_is_named_by_the_words_it_is_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
     screened = ("ask.screen=cascade", "screener.kind=trained", "screener.layers=1")
     spec = settled(*screened)
-    first = profiles.filled(spec, Execution())
+    first = filling.filled(spec, Execution())
     assert len(first.reader.template) == 64 and first.screener.template == first.reader.template  # type: ignore[union-attr]
     monkeypatch.setattr(reader, "prompt", lambda: PromptSpec(name="reader", text="another"))
-    other = profiles.filled(spec, Execution())
+    other = filling.filled(spec, Execution())
     changed = {label for label, name in names(other).items() if names(first)[label] != name}
     assert {"reader", "screener", "simulation-report"} <= changed and "explanations" not in changed
-    assert names(profiles.filled(first, Execution())) == names(first)  # what is filled in stays
+    assert names(filling.filled(first, Execution())) == names(first)  # what is filled in stays
 
 
 def test_a_pilot_is_asked_behind_the_gates_of_the_run() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nlrewrite import profiles
+from nlrewrite import filling, profiles
 from nlrewrite.coders import files, form, formats
 from nlrewrite.coders.formats import About
 from nlrewrite.coding import FolderCoder
@@ -104,10 +104,10 @@ def test_a_profile_says_which_files_it_means(tmp_path: Path) -> None:
     chosen = Overrides(settings=("coder.kind=folder", "coder.path=layers.1.mlp", "coder.width=12", "coder.k=3"))
     spec = profiles.settled("tiny", chosen)
     content = files.fingerprint(sparsify(tmp_path / "layers.1.mlp"))
-    filled = profiles.filled(spec, Execution(coder_folder=str(tmp_path))).coder
+    filled = filling.filled(spec, Execution(coder_folder=str(tmp_path))).coder
     assert isinstance(filled, FolderCoder) and filled.content == content
     with pytest.raises(SettingError, match="Name one with --coder-folder"):
-        profiles.filled(spec, Execution())
+        filling.filled(spec, Execution())
 
 
 def test_a_repository_without_a_revision_is_planned_and_not_run() -> None:

@@ -14,7 +14,8 @@ from flows import launch, server
 from nlrewrite import pipeline, steps
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
-from nlrewrite.profiles import Overrides, filled, settled
+from nlrewrite.filling import filled
+from nlrewrite.profiles import Overrides, settled
 from nlrewrite.terminal import headline
 from tests import small_steps
 

@@ -14,7 +14,7 @@ from prefect import Task
 from prefect.client.orchestration import SyncPrefectClient
 
 from flows.rewrite import rewrite
-from nlrewrite import pipeline, profiles
+from nlrewrite import filling, pipeline, profiles
 from nlrewrite.errors import CorruptArtifact, NotYet, SettingError, StoreError, Unreachable
 from nlrewrite.execution import Execution
 from nlrewrite.pipeline import Outcome
@@ -87,7 +87,7 @@ def test_builds_once_and_then_finds_everything(client: SyncPrefectClient, place:
 def test_same_names_as_without_prefect(client: SyncPrefectClient, place: dict[str, str], tmp_path: Path) -> None:
     run = Run(client, execution=Execution(**place))
     local = Execution(store=str(tmp_path / "other"), runs=str(tmp_path / "other-runs"))
-    spec = profiles.filled(profiles.settled("smoke", Overrides()), local)
+    spec = filling.filled(profiles.settled("smoke", Overrides()), local)
     outcome = pipeline.run_local(spec, "smoke", [], local, Progress())
     assert [row.artifact for row in outcome.rows] == [row.artifact for row in run.outcome.rows]
     assert outcome.results["headline"] == run.outcome.results["headline"]
