@@ -76,6 +76,18 @@ def test_a_reading_tells_what_the_coder_did_at_every_position(model):
         assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
 
 
+def test_what_is_told_of_a_coder_does_not_depend_on_batches(model):
+    every, located = small_coders.windows(), small_coders.at(model, 1)
+    rows = []
+    for batch_tokens in (1, 40, 10_000):
+        reading = Reading(small_coders.random(4), every)
+        arms = {ORIGINAL: {}, "coder": {located: reading}}
+        rows.append(reading.row(measure(model, every, arms, SPEC, batch_tokens, PROGRESS)))
+    assert rows[0]["l0_low"] < rows[0]["l0"] < rows[0]["l0_high"]
+    for other in rows[1:]:
+        assert other == pytest.approx(rows[0], rel=1e-4)
+
+
 def test_variance_is_exact_where_the_mean_is_large():
     """Variance about the mean of all tokens, though the sums are taken about the first batch's."""
     every = small_coders.windows()
