@@ -303,7 +303,7 @@ def _execution(options: argparse.Namespace) -> "Execution":
     from nlrewrite.execution import Execution
 
     names = (
-        *("store", "runs", "threads", "device", "text_folder", "subject_folder"),
+        *("store", "runs", "scratch", "threads", "device", "text_folder", "subject_folder"),
         *("coder_folder", "stream_folder", "token_rows", "save_seconds"),
         *("reader_folder", "template_folder", "engine", "endpoint", "endpoint_model", "concurrency", "spend"),
     )

@@ -108,6 +108,8 @@ def _everywhere() -> argparse.ArgumentParser:
         "--store", default=at("NLREWRITE_STORE", "store"), help="folder or s3://bucket/prefix (NLREWRITE_STORE)"
     )
     group.add_argument("--runs", default=at("NLREWRITE_RUNS", "runs"), help="folder of the reports (NLREWRITE_RUNS)")
+    text = "local folder for files fetched from a remote store (NLREWRITE_SCRATCH)"
+    group.add_argument("--scratch", default=at("NLREWRITE_SCRATCH"), metavar="FOLDER", help=text)
     group.add_argument("--threads", default=at("NLREWRITE_THREADS", "1"), help="compute threads (NLREWRITE_THREADS)")
     group.add_argument("--device", default=at("NLREWRITE_DEVICE", "cpu"), help="cpu, cuda or cuda:N (NLREWRITE_DEVICE)")
     group.add_argument(

@@ -88,12 +88,28 @@ _ENGINES = tuple(
     )
 )
 
+_CODERS = tuple(
+    f"nlrewrite.coders.{each}"
+    for each in (
+        *("build", "code", "form", "ops", "kernels", "products", "initial", "choosing", "losses", "learned"),
+        *("order", "activity", "optimizers", "curve", "saved", "train", "replaced", "finish", "record"),
+        *("ranks", "followers", "sharded", "published", "files", "fitting"),
+        *(
+            f"formats.{each}"
+            for each in (
+                *("loaded", "tensors", "affine", "sparsify", "saelens", "gemma_scope"),
+                *("pickled", "gpt2_transcoders", "dictionary_learning", "openai", "folding"),
+            )
+        ),
+    )
+)
+
 STEPS = _table(
     Step("corpus", 1, "nlrewrite.text.corpus:build", ("nlrewrite.text.corpus", "nlrewrite.text.sources", "nlrewrite.text.documents", "nlrewrite.text.hub", "nlrewrite.text.duplicates")),
     Step("subject", 1, "nlrewrite.subject.build:build", ("nlrewrite.subject.build", "nlrewrite.subject.load", "nlrewrite.subject.sites", "nlrewrite.subject.tiny"), ("corpus",)),
     Step("tokens", 1, "nlrewrite.text.tokens:build", ("nlrewrite.text.tokens", "nlrewrite.text.tokenizer"), ("corpus", "subject")),
     Step("stream", 1, "nlrewrite.text.streams:build", ("nlrewrite.text.streams", "nlrewrite.text.hub", "nlrewrite.text.packing", "nlrewrite.text.rowfile", "nlrewrite.text.rows", "nlrewrite.text.sources", "nlrewrite.text.tokenizer"), ("subject",)),
-    Step("coder", 2, "nlrewrite.coders.build:build", ("nlrewrite.coders.build", "nlrewrite.coders.train", "nlrewrite.coders.form", "nlrewrite.coders.code", "nlrewrite.subject.sites"), (), (), "nlrewrite.coders.build:build_together"),
+    Step("coder", 2, "nlrewrite.coders.build:build", (*_CODERS, "nlrewrite.subject.sites"), (), (), "nlrewrite.coders.build:build_together"),
     Step("activations", 1, "nlrewrite.activations.collect:build", ("nlrewrite.activations.collect", "nlrewrite.activations.pairs", "nlrewrite.activations.statistics", "nlrewrite.subject.batches", "nlrewrite.subject.sites", "nlrewrite.text.positions"), ("subject", "tokens", "coder")),
     Step("explanations", 1, "nlrewrite.explain.rules:build", ("nlrewrite.explain.rules", "nlrewrite.explain.search", "nlrewrite.explain.evidence", "nlrewrite.language.sentence", "nlrewrite.language.reading", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations"), (("activations", "explain"),)),
     Step("gates", 1, "nlrewrite.explain.gate:build", ("nlrewrite.explain.gate", "nlrewrite.language.vocabulary"), ("subject", "tokens", "activations"), (("activations", "explain"),)),

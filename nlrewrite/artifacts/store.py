@@ -301,8 +301,7 @@ class Store:
             self._scratch.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"cannot use the scratch folder {self._scratch}: {error.strerror}. Choose another with "
-                f"--set execution.scratch"
+                f"cannot use the scratch folder {self._scratch}: {error.strerror}. Choose another with --scratch"
             ) from error
         return self._scratch
 
