@@ -80,7 +80,7 @@ def test_what_is_told_of_a_coder_does_not_depend_on_batches(model):
     every, located = small_coders.windows(), small_coders.at(model, 1)
     rows = []
     for batch_tokens in (1, 40, 10_000):
-        reading = Reading(small_coders.random(4), every)
+        reading = Reading(small_coders.random(16), every)
         arms = {ORIGINAL: {}, "coder": {located: reading}}
         rows.append(reading.row(measure(model, every, arms, SPEC, batch_tokens, PROGRESS)))
     assert rows[0]["l0_low"] < rows[0]["l0"] < rows[0]["l0_high"]
