@@ -102,7 +102,7 @@ def _coder(found: Row, coder: CoderFacts) -> tuple[object, ...]:
     return (
         [coder.name, el("small", f"{found['activation']}, {count(found['latents'])} latents")],
         _latents(found, "l0"),
-        _share(found, "fvu"),
+        _unexplained(found, "fvu"),
         percent(found["dead_share"]),
         *_losses(found),
         _share(found, "recovered"),
@@ -112,11 +112,11 @@ def _coder(found: Row, coder: CoderFacts) -> tuple[object, ...]:
 def _front(measured: Mapping[str, Row], coders: Sequence[CoderFacts]) -> Markup:
     columns = (
         Column("Coder"),
-        Column("Active latents", True),
-        Column("On the front"),
-        Column("in resamples", True),
         Column("The next coder"),
-        Column("Its loss is higher by", True),
+        Column("Active latents", True),
+        Column("On the front", True),
+        Column("In resamples", True),
+        Column("The next one's loss is higher by", True),
     )
     names = {coder.label: coder.name for coder in coders}
     body = []
@@ -125,10 +125,10 @@ def _front(measured: Mapping[str, Row], coders: Sequence[CoderFacts]) -> Markup:
         known = following is not None
         cells = (
             names[each["label"]],
+            names[following["label"]] if known else MISSING,
             f"{each['l0']:.1f}",
             "yes" if each["front"] else "no",
             percent(each["front_share"]),
-            names[following["label"]] if known else MISSING,
             _with_interval(*_told(following, "delta_ce")) if known else MISSING,
         )
         body.append(row(columns, cells))
@@ -155,6 +155,15 @@ def _share(found: Row, name: str) -> object:
     if found[name] is None:
         return MISSING
     return _with_interval(percent(found[name]), percent_interval(found[f"{name}_low"], found[f"{name}_high"]))
+
+
+def _unexplained(found: Row, name: str) -> object:
+    """A share that may be small, and then has two figures."""
+    if found[name] is None:
+        return MISSING
+    points = [100 * found[f"{name}{end}"] for end in ("", "_low", "_high")]
+    value, low, high = (f"{each:.0f}" if abs(each) >= 10 else f"{each:.2g}" for each in points)
+    return _with_interval(f"{value}%", f"[{low}, {high}]")
 
 
 def _told(found: Row, name: str) -> tuple[str, str]:
@@ -204,7 +213,7 @@ def _layers(found: Row) -> Markup:
         ]
         if several:
             cells += [number(left["ce"]), _with_interval(*_told(left, "saved"))]
-        for name, shown in (("fvu", _share), ("l0", _latents)):
+        for name, shown in (("fvu", _unexplained), ("l0", _latents)):
             cells += [shown(each[where], name) for where in (("clean", "patched") if several else ("clean",))]
         body.append(row(columns, cells))
     words = "Layer by layer"
@@ -227,7 +236,6 @@ def _records(coders: Sequence[CoderFacts]) -> Markup:
         Column("Kind"),
         Column("Where"),
         Column("From"),
-        Column("Trained on"),
         Column("Steps", True),
         Column("Tokens", True),
         Column("Unexplained", True),
@@ -250,14 +258,15 @@ def _record(coder: CoderFacts) -> tuple[object, ...]:
     where = [coder.place, el("small", visible(str(training.get("site") or record.get("hook_out") or "")))]
     model, revision = record.get("model"), record.get("revision")
     of = el("small", visible(f"{model} at {str(revision)[:12]}" if revision else str(model))) if model else None
+    source, data = str(record.get("source") or spec.get("kind", "trained")), wording.trained_on(coder)
+    on = el("small", f"on {visible(data)}") if data != MISSING else None
     k = record.get("k") or spec.get("k", MISSING)
     kept = f"{activation or 'active'}, k = {k}, {count(int(spec['width']))} latents"
     return (
         [coder.name, el("small", coder.artifact)],
         [wording.kind_of(coder), el("small", kept)],
         where,
-        [visible(str(record.get("source") or spec.get("kind", "trained"))), of],
-        visible(wording.trained_on(coder)),
+        ["trained here" if source == "trained" else visible(source), of, on],
         count(int(steps)) if steps else MISSING,
         count(int(tokens)) if tokens else MISSING,
         percent(training.get("fvu", record.get("fvu"))),

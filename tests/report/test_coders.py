@@ -131,10 +131,12 @@ def test_a_sweep_is_told_with_what_it_stands_beside(sweep):
     assert [line[3] for line in table[:3]] == [
         f"{row['ce']:.3f}" for row in sorted(found["coders"], key=lambda row: int(row["value"]))
     ]
+    assert all(re.fullmatch(r"\d+(\.\d+)?%\[\d+(\.\d+)?, \d+(\.\d+)?\]", line[1]) for line in table[:3])
     front = cells(page, "Which coders no other beats")
     ordered = sorted(found["coders"], key=lambda row: row["l0"])
-    assert [line[1] for line in front] == ["yes" if row["front"] else "no" for row in ordered]
-    assert [line[3] for line in front][-1] == "–"
+    assert [line[2] for line in front] == ["yes" if row["front"] else "no" for row in ordered]
+    assert [line[0] for line in front] == [f"k = {row['value']}" for row in ordered[1:]] + ["–"]
+    assert [line[4] for line in front][-1] == "–"
 
 
 def test_coders_stand_in_the_order_of_their_values(sweep):
