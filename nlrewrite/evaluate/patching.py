@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nlrewrite.coders.code import Code
 from nlrewrite.coders.form import Coder
 from nlrewrite.errors import SettingError
 from nlrewrite.evaluate.bootstrap import Draws, Interval, Resampled, draw
@@ -103,6 +104,18 @@ def constant(y_E: Tensor) -> Write:
     return lambda window_N, x_ND, y_NE: y_E.expand_as(y_NE)
 
 
+def coded(coder: Coder, x_ND: Tensor) -> tuple[Code, Tensor]:
+    """The active latents and what they, the skip term and the bias write, float32 whatever the coder's weights are."""
+    x_ND = x_ND.to(coder.enc_LD.dtype)
+    code = coder.encode(x_ND)
+    return code, (coder.decode(code) + coder.beside(x_ND)).float()
+
+
+def in_place(coder: Coder) -> Write:
+    """A coder in place of its site, without anything being noted of it."""
+    return lambda window_N, x_ND, y_NE: coded(coder, x_ND)[1]
+
+
 class Reading:
     """A coder in place of its site, and what it did there: active latents, error, and how y varied."""
 
@@ -120,8 +133,7 @@ class Reading:
         self._fired_L = torch.zeros(coder.latents, dtype=torch.int64)
 
     def __call__(self, window_N: Tensor, x_ND: Tensor, y_NE: Tensor) -> Tensor:
-        code = self.coder.encode(x_ND)
-        written = self.coder.decode(code) + self.coder.beside(x_ND)
+        code, written = coded(self.coder, x_ND)
         on = code.values > 0
         self.active_W.index_add_(0, window_N[code.rows()[on]], torch.ones(int(on.sum()), dtype=torch.float64))
         self._fired_L += torch.bincount(code.indices[on], minlength=self.coder.latents)

@@ -27,6 +27,7 @@ from nlrewrite.evaluate.patching import (
     Reading,
     constant,
     drawn,
+    in_place,
     means,
     measure,
     named,
@@ -82,7 +83,7 @@ def replacement(
     }
     if several:  # what is left out is not read: a coder's reading is of one arm alone
         arms |= {_alone(each): {each: clean[each]} for each in located}
-        silent = {each: _in_place(coders[each]) for each in located}
+        silent = {each: in_place(coders[each]) for each in located}
         arms |= {_without(each): {one: silent[one] for one in located if one != each} for each in located}
     measured = measure(model, windows, arms, spec, batch_tokens, progress)
     return {
@@ -116,11 +117,6 @@ def _alone(located: Located) -> str:
 
 def _without(located: Located) -> str:
     return f"all but {located.name}"
-
-
-def _in_place(coder: Coder) -> Any:
-    """A coder in place of its site, without anything being noted of it."""
-    return lambda window_N, x_ND, y_NE: coder.decode(coder.encode(x_ND)) + coder.beside(x_ND)
 
 
 def _left_out(located: Located, measured: Measured) -> dict[str, Any]:

@@ -3,9 +3,10 @@ import pytest
 import torch
 from torch import nn
 
+from nlrewrite.coders.form import Coder
 from nlrewrite.errors import SettingError
 from nlrewrite.evaluate.losses import losses
-from nlrewrite.evaluate.patching import ORIGINAL, Reading, constant, drawn, means, measure
+from nlrewrite.evaluate.patching import ORIGINAL, Reading, constant, drawn, in_place, means, measure
 from nlrewrite.progress import Progress
 from nlrewrite.specs import MeasureSpec
 from nlrewrite.subject import sites
@@ -86,6 +87,19 @@ def test_what_is_told_of_a_coder_does_not_depend_on_batches(model):
     assert rows[0]["l0_low"] < rows[0]["l0"] < rows[0]["l0_high"]
     for other in rows[1:]:
         assert other == pytest.approx(rows[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_coder_of_another_precision_stands_in_a_model_of_single(model, dtype):
+    every, located = small_coders.windows(), small_coders.at(model, 1)
+    coder = small_coders.random(6)
+    tensors = (coder.enc_LD, coder.enc_bias_L, coder.dec_LE, coder.dec_bias_E)
+    other = Coder(*(each.to(dtype) for each in tensors), None, coder.k)
+    arms = {ORIGINAL: {}, "one": {located: Reading(coder, every)}, "other": {located: Reading(other, every)}}
+    arms["plain"] = {located: in_place(other)}
+    found = measure(model, every, arms, SPEC, 10_000, PROGRESS)
+    assert found.row("other")["ce"] == pytest.approx(found.row("one")["ce"], abs=0.05)
+    assert found.row("other")["ce"] == found.row("plain")["ce"]
 
 
 def test_variance_is_exact_where_the_mean_is_large():
