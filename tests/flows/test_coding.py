@@ -74,7 +74,7 @@ def test_the_command_lines_commands_are_the_flows(place: dict[str, str]) -> None
     assert [row.step for row in outcome.rows] == ["corpus", "subject", "tokens", "coder", "report"]
 
 
-@pytest.mark.parametrize("flow", coding.FLOWS.values(), ids=str)
+@pytest.mark.parametrize("flow", coding.FLOWS.values(), ids=list(coding.FLOWS))
 def test_forms_are_typed_and_described(flow: Any) -> None:
     form = flow.parameters.model_dump()
     assert form["properties"]["profile"]["enum"][0] == "tiny"
