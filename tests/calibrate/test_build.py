@@ -39,6 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     fields = {
         **PROFILES["smoke"].fields,
         "subject": {**PROFILES["smoke"].fields["subject"], "kind": "tiny"},
+        "coder": {**PROFILES["smoke"].fields["coder"], "kind": "trained"},
         "text": {"source": sources.identified(TextFolder(), execution)},
         "calibrate": {"calibrators": CALIBRATORS, "folds": 2},
     }

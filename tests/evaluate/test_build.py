@@ -41,6 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     fields = {
         **PROFILES["smoke"].fields,
         "subject": {**PROFILES["smoke"].fields["subject"], "kind": "tiny"},
+        "coder": {**PROFILES["smoke"].fields["coder"], "kind": "trained"},
         "text": {"source": sources.identified(TextFolder(), execution)},
         "calibrate": {"calibrators": CALIBRATORS, "folds": 2},
         "explain": {"max_quotes": 4, "max_words": 30, "min_active": 60},

@@ -74,7 +74,7 @@ def test_leaves_a_whole_history_and_no_server(
         ({"profile": "smoke", "refresh": ["code"]}, 2, "no step is called 'code'"),
         ({"profile": "smoke", "overrides": {"kk": 1}}, 2, "overrides.kk: extra inputs are not permitted"),
         ({"profile": "smoke", "execution": {"threads": 0}}, 2, "execution.threads: input should be greater"),
-        ({"profile": "gemma-2-9b-sae"}, 3, "cannot be run yet"),
+        ({"profile": "pythia-160m-transcoder"}, 3, "cannot be run yet"),
     ],
 )
 def test_settings_are_checked_before_anything_starts(

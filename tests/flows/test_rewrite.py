@@ -139,7 +139,7 @@ def test_the_librarys_log_is_in_the_runs_log(client: SyncPrefectClient, place: d
         ({"overrides": Overrides(k=100)}, SettingError),
         ({"overrides": Overrides(settings=("coder.wdth=4",))}, SettingError),
         ({"refresh": ["explanation"]}, SettingError),
-        ({"profile": "gemma-2-9b-sae"}, NotYet),
+        ({"profile": "pythia-160m-transcoder"}, NotYet),
     ],
 )
 def test_refuses_before_any_task(api: str, parameters: dict[str, Any], error: type[Exception]) -> None:
