@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,9 +72,13 @@ def test_an_evaluation_setting_rebuilds_evaluation_and_report_alone(unbroken: tu
     assert [row.step for row in again.rows if row.state == "built"] == ["evaluation", "report"]
 
 
-def test_a_coder_refreshed_with_other_threads_rebuilds_what_follows_and_the_plan_says_why(tmp_path: Path):
-    place = tmp_path
+def test_a_coder_refreshed_with_other_threads_rebuilds_what_follows_and_the_plan_says_why(
+    tmp_path: Path, unbroken: tuple[Execution, Outcome]
+):
+    place = tmp_path / "copied"
+    shutil.copytree(Path(unbroken[0].store).parent, place)
     execution, before = run_in(place)
+    assert {row.state for row in before.rows} == {"hit"}
     spec = profiles.resolve("smoke", Overrides(), execution)
     planned = planning.plan("smoke", spec, ("coder",), execution)
     states = {row.step: (row.state, row.why) for row in planned.rows}
