@@ -304,7 +304,7 @@ def _execution(options: argparse.Namespace) -> "Execution":
 
     names = (
         *("store", "runs", "scratch", "threads", "device", "text_folder", "subject_folder"),
-        *("coder_folder", "stream_folder", "token_rows", "save_seconds"),
+        *("coder_folder", "stream_folder", "token_rows", "save_seconds", "fast_products"),
         *("reader_folder", "template_folder", "engine", "endpoint", "endpoint_model", "concurrency", "spend"),
     )
     given = {name: getattr(options, name) for name in names}

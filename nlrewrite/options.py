@@ -121,6 +121,8 @@ def _everywhere() -> argparse.ArgumentParser:
     group.add_argument("--stream-folder", metavar="FOLDER", help=text)
     text = "file of token ids to train the coder on, with --set coder.data.kind=rows"
     group.add_argument("--token-rows", metavar="FILE", help=text)
+    text = "multiply float32 matrices on the CPU by the library torch takes by itself, though another is as exact here"
+    group.add_argument("--no-fast-products", dest="fast_products", action="store_false", help=text)
     text = "seconds between saves of a coder's training, which goes on from there after a kill (default 300)"
     group.add_argument("--save-seconds", default=300.0, metavar="SECONDS", help=text)
     group.add_argument("--engine", default=at("NLREWRITE_ENGINE", "auto"), help=ENGINES)
