@@ -278,9 +278,13 @@ class SweepSpec(Spec):
     @model_validator(mode="after")
     def _once(self) -> "SweepSpec":
         if len(set(self.values)) < len(self.values):
-            raise ValueError(f"sweep.values names one twice: {', '.join(f'{each:g}' for each in self.values)}")
-        if self.over != "penalty" and any(each != int(each) for each in self.values):
-            raise ValueError(f"sweep.values are whole numbers when sweep.over={self.over}. Change --set sweep.values")
+            named = ", ".join(f"{each:g}" for each in self.values)
+            raise ValueError(f"sweep.values names one twice: {named}. Name each once")
+        broken = next((each for each in self.values if each != int(each)), None)
+        if self.over != "penalty" and broken is not None:
+            raise ValueError(
+                f"sweep.values are whole numbers when sweep.over={self.over}, not {broken:g}. Change --set sweep.values"
+            )
         return self
 
     def coders(self, coder: Coders) -> "dict[str, Coders]":
@@ -299,6 +303,11 @@ def _varied(coder: Coders, over: str, value: float) -> Coders:
         raise SettingError(
             f"only relu and jumprelu have a penalty to vary: coder.activation={coder.activation}. "
             f"Use --set sweep.over=k, or --set coder.activation=relu"
+        )
+    if over == "k" and coder.activation not in ("topk", "batchtopk"):
+        raise SettingError(
+            f"only topk and batchtopk keep k latents: coder.activation={coder.activation}, and its coders would be "
+            f"alike. Use --set sweep.over=penalty"
         )
     update: dict[str, Any] = {over: value if over == "penalty" else int(value)}
     if over == "seed":

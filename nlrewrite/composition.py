@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nlrewrite.artifacts import Artifact
-from nlrewrite.coding import at_layer
+from nlrewrite.coding import Coders, at_layer
+from nlrewrite.errors import SettingError
 from nlrewrite.questions import TunedSpec
 from nlrewrite.specs import (
     CoderSpec,
@@ -25,6 +26,7 @@ from nlrewrite.specs import (
     Spec,
     Split,
     SplitTokens,
+    TinySubject,
     TrainedReader,
 )
 
@@ -79,10 +81,25 @@ def _beginning(spec: RewriteSpec, step: StepRunner) -> tuple[Artifact, dict[str,
     return corpus, read, read | {"stream": step("stream", "stream", spec.coder.data, subject=subject)}
 
 
+def _own_coder(spec: RewriteSpec) -> Coders:
+    return _there(spec, {"coder": at_layer(spec.coder, spec.coder.site.layer)}, "coder.site.layer")["coder"]
+
+
+def _there(spec: RewriteSpec, coders: dict[str, Coders], setting: str) -> dict[str, Coders]:
+    """The coders, if a subject that is trained here will have their layers; of others only their files know."""
+    for coder in coders.values():
+        if isinstance(spec.subject, TinySubject) and coder.site.layer >= spec.subject.layers:
+            raise SettingError(
+                f"the subject has layers 0 to {spec.subject.layers - 1}, and {setting} names {coder.site.layer}. "
+                f"Change --set {setting}"
+            )
+    return coders
+
+
 def rewrite(spec: RewriteSpec, step: StepRunner) -> Rewritten:
     corpus, read, learned_from = _beginning(spec, step)
     subject, tokens = read["subject"], read["tokens"]
-    coder = step("coder", "coder", at_layer(spec.coder, spec.coder.site.layer), **learned_from)
+    coder = step("coder", "coder", _own_coder(spec), **learned_from)
     active = {
         split: step(
             f"activations-{split}",
@@ -259,18 +276,20 @@ def one_by_one(step: StepRunner) -> Together:
 def train_coder(spec: RewriteSpec, step: StepRunner, together: Together) -> Artifact:
     """The coder, and a page about how it learned."""
     corpus, _, learned_from = _beginning(spec, step)
-    coder = step("coder", "coder", at_layer(spec.coder, spec.coder.site.layer), **learned_from)
+    coder = step("coder", "coder", _own_coder(spec), **learned_from)
     return step("report", "coders-report", Spec(), corpus=corpus, coder=coder)
 
 
 def sweep(spec: RewriteSpec, step: StepRunner, together: Together) -> Artifact:
     """Coders that differ in one setting, what each costs in the subject's loss, and a page about both."""
-    return _measured("frontier", spec.sweep.coders(spec.coder), spec, step, together)
+    setting = "sweep.values" if spec.sweep.over == "layer" else "coder.site.layer"
+    return _measured("frontier", _there(spec, spec.sweep.coders(spec.coder), setting), spec, step, together)
 
 
 def replace(spec: RewriteSpec, step: StepRunner, together: Together) -> Artifact:
     """A coder for every layer named, what replacing them all at once costs, and a page about both."""
-    return _measured("replacement", spec.layers.coders(spec.coder), spec, step, together)
+    wanted = _there(spec, spec.layers.coders(spec.coder), "layers.layers")
+    return _measured("replacement", wanted, spec, step, together)
 
 
 def _measured(

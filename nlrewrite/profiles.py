@@ -7,6 +7,7 @@ give the same spec, and a setting that does not exist is an error that names its
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
@@ -43,6 +44,7 @@ SMOKE: dict[str, Any] = {
     "tokens": {"limits": {"train": 200, "explain": 60, "calibrate": 40, "report": 30}},
     "subject": {"layers": 2, "width": 32, "vocabulary": 300, "context": 64, "batch": 8, "steps": 30},
     "coder": {"site": {"layer": 1}, "width": 64, "k": 4, "steps": 60, "batch": 256},
+    "layers": {"layers": (0, 1)},
     "explain": {"max_quotes": 4, "max_words": 30, "min_active": 5},
     "lengths": (2,),
     "score": {"examples": 10},
@@ -324,6 +326,9 @@ def _default(path: str) -> str:
     return _get(DEFAULTS, path)
 
 
+_NUMBERS = re.compile(r"[-+.\de]+(?:, ?[-+.\de]+)*")
+
+
 def _sentence(error: ValidationError) -> str:
     """What is wrong with the first field: its name, what it should be, what it is, what to change."""
     first = error.errors()[0]
@@ -331,7 +336,7 @@ def _sentence(error: ValidationError) -> str:
     places = [part for part in first["loc"] if part not in tags]
     within = next((at for at, part in enumerate(places) if isinstance(part, int)), len(places))
     where = ".".join(str(part) for part in places[:within])  # the setting, and not a place in its list
-    kind = next((str(part) for part in first["loc"] if part in tags), "")
+    kind = next((str(part) for part in reversed(first["loc"]) if part in tags), "")  # of the innermost section
     section = where.rpartition(".")[0]
     given = json.dumps(first["input"], ensure_ascii=False, default=str)
     match first["type"]:
@@ -350,7 +355,8 @@ def _sentence(error: ValidationError) -> str:
             least = first.get("ctx", {})["min_length"]
             return f"{where} takes a list of at least {least}, not {given}. Change --set {where}"
         case "tuple_type":
-            return f"{where} takes a list, not {given}. Write --set '{where}=[{given}]'"
+            plain = first["input"] if _NUMBERS.fullmatch(str(first["input"])) else given
+            return f"{where} takes a list, not {given}. Write --set '{where}=[{plain}]'"
         case "union_tag_invalid":
             kinds = first.get("ctx", {}).get("expected_tags", "")
             return f"{where}.kind must be one of {kinds}: it is {first['input']['kind']!r}. Change --set {where}.kind"

@@ -368,8 +368,17 @@ def test_coders_that_differ_in_their_seed_read_the_data_in_one_order():
             ("sweep.values=[100]",),
             "sweep.over=k, value 100: k must be at most the number of latents: k=100, latents=64",
         ),
-        (("sweep.values=[4,4]",), "sweep.values names one twice: 4, 4"),
-        (("sweep.values=[4.5]",), "sweep.values are whole numbers when sweep.over=k"),
+        (("sweep.values=[4,4]",), "sweep.values names one twice: 4, 4. Name each once"),
+        (("sweep.values=[4,4.5]",), "sweep.values are whole numbers when sweep.over=k, not 4.5."),
+        (
+            ("coder.activation=relu", "sweep.values=[4,8]"),
+            "only topk and batchtopk keep k latents: coder.activation=relu, and its coders would be alike. "
+            "Use --set sweep.over=penalty",
+        ),
+        (
+            ("sweep.over=layer", "sweep.values=[0,5]"),
+            "the subject has layers 0 to 1, and sweep.values names 5. Change --set sweep.values",
+        ),
         (("layers.layers=[1,1]",), "layers.layers names one twice: 1, 1"),
         (
             ("coder.kind=folder", "coder.width=64", "sweep.values=[4]"),
@@ -380,3 +389,19 @@ def test_coders_that_differ_in_their_seed_read_the_data_in_one_order():
 def test_what_cannot_be_swept_is_refused(settings: tuple[str, ...], message: str):
     with pytest.raises(SettingError, match=re.escape(message)):
         pipeline.labels(profiles.settled("smoke", Overrides(settings=settings)), "sweep")
+
+
+@pytest.mark.parametrize(
+    ("walk", "setting"),
+    [("rewrite", "coder.site.layer=2"), ("train-coder", "coder.site.layer=2"), ("replace", "layers.layers=[1,2]")],
+)
+def test_a_layer_that_the_subject_will_not_have_is_refused_before_it_is_trained(walk: str, setting: str):
+    spec = profiles.settled("smoke", Overrides(settings=(setting,)))
+    name = setting.partition("=")[0]
+    with pytest.raises(SettingError, match=rf"layers 0 to 1, and {name} names 2\. Change --set {name}$"):
+        pipeline.labels(spec, walk)
+
+
+@pytest.mark.parametrize("walk", ["train-coder", "sweep", "replace"])
+def test_the_smallest_profile_goes_on_every_walk_over_coders(walk: str):
+    assert pipeline.labels(profiles.settled("smoke", Overrides()), walk)["report"] == "coders-report"

@@ -144,10 +144,17 @@ def warnings(loaded: Loaded, fit: Fit, spec: HubCoder | FolderCoder, kept: Recor
     about, site, found = loaded.about, spec.site, list[str]()
     where = f"{site.kind} of layer {site.layer}"
     if not fit.fvu <= 1 - spec.least_explained:
+        hook = about.hook_in or (kept.hook_in if kept is not None else None)
+        model = about.model or (kept.model if kept is not None else None)
         found.append(
             f"the coder leaves {fit.fvu:.3g} of the variance at the {where} unexplained, more than "
-            f"{1 - spec.least_explained:.3g}: coder and site do not seem to fit. Its files say that it reads "
-            f"{about.hook_in or 'something they do not name'} of {about.model or 'a model they do not name'}"
+            f"{1 - spec.least_explained:.3g}: coder and site do not seem to fit. Its files "
+            + (
+                f"say that it reads {hook or 'a place they do not name'}"
+                if hook or model
+                else "do not say what it reads"
+            )
+            + (f" of {model}" if model else "")
         )
     if kept is not None and kept.fvu is not None and abs(kept.fvu - fit.fvu) > DRIFT:
         found.append(f"the coder's record says FVU {kept.fvu:.3g}, and here it is {fit.fvu:.3g} at the {where}")

@@ -22,16 +22,18 @@ def headline(results: Mapping[str, Any]) -> str:
     if "frontier" in results:
         found = results["frontier"]
         front = [row for row in found["coders"] if row["front"]]
-        named = ", ".join(f"{row['value']} (L0 {row['l0']:.1f}, {number(row['ce'])} nats)" for row in front)
-        over = found["over"] or "value"
+        places = {row["site"] for row in found["coders"]}
+        told = front if len(places) == 1 else found["coders"]  # coders at several places have no common front
+        named = ", ".join(f"{row['value']} (L0 {row['l0']:.1f}, {number(row['ce'])} nats)" for row in told)
+        start = "On the front of mean L0 against loss" if len(places) == 1 else "In place of what each stands for"
         return (
-            f"On the front of mean L0 against loss: {over} {named}. The subject alone has "
+            f"{start}: {found['over'] or 'value'} {named}. The subject alone has "
             f"{number(found['original']['ce'])} nats, {len(found['coders'])} coders on {found['tokens']:,} tokens."
         )
     if "replacement" in results:
         found = results["replacement"]
         return (
-            f"All {len(found['layers'])} layers replaced at once: {number(found['all']['ce'])} nats, "
+            f"{_replaced(len(found['layers']))}: {number(found['all']['ce'])} nats, "
             f"{interval(found['all'], 'delta_ce')} above the subject's {number(found['original']['ce'])}; with their "
             f"means in their place: {number(found['mean']['ce'])}."
         )
@@ -44,7 +46,15 @@ def headline(results: Mapping[str, Any]) -> str:
         if cost
         else ""
     )
-    return f"The coder leaves {trained['fvu']:.1%} of the variance unexplained at {trained['site']}.{loss}"
+    l0 = (coder["record"] or {}).get("l0")
+    with_l0 = f", with {l0:.1f} latents active on a token" if l0 is not None else ""
+    return (
+        f"The coder leaves {100 * trained['fvu']:.3g}% of the variance unexplained at {trained['site']}{with_l0}.{loss}"
+    )
+
+
+def _replaced(layers: int) -> str:
+    return "One layer replaced" if layers == 1 else f"All {layers} layers replaced at once"
 
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
@@ -61,7 +71,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _coders(coders: Sequence[Row]) -> str:
-    columns = ("coder", "artifact", "kind", "latents", "FVU", "live", "loss", "recovered")
+    columns = ("coder", "artifact", "kind", "latents", "L0", "FVU", "live", "loss", "recovered")
     rows: list[tuple[str, ...]] = []
     for each in coders:
         trained, cost = each["training"], each["training"].get("ce") or {}
@@ -71,6 +81,7 @@ def _coders(coders: Sequence[Row]) -> str:
                 str(each["artifact"]),
                 str((each["record"] or {}).get("kind", "")),
                 str(each["spec"].get("width", "")),
+                _l0((each["record"] or {}).get("l0")),
                 number(trained.get("fvu")),
                 number(trained.get("live_share")),
                 number(cost.get("coder")),
@@ -78,6 +89,10 @@ def _coders(coders: Sequence[Row]) -> str:
             )
         )
     return table(columns, rows, right=columns[3:])
+
+
+def _l0(mean: float | None) -> str:
+    return "" if mean is None else f"{mean:.1f}"
 
 
 def _frontier(found: Row) -> str:

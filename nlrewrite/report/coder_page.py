@@ -250,9 +250,17 @@ def _records(coders: Sequence[CoderFacts]) -> Markup:
     return table([el("strong", words), about], columns, body, words)
 
 
+def _kept(coder: CoderFacts, activation: str) -> str:
+    """How many latents a token keeps: k where the coder has one, else the mean that was measured."""
+    k, l0 = coder.record.get("k") or coder.spec.get("k", MISSING), coder.record.get("l0")
+    if activation in ("topk", "batchtopk") or l0 is None:
+        return f"k = {k}"
+    return f"{l0:.1f} active on average"
+
+
 def _record(coder: CoderFacts) -> tuple[object, ...]:
     record, training, spec = coder.record, coder.training, coder.spec
-    activation = str(spec.get("activation", ""))
+    activation = str(spec.get("activation", "topk" if spec.get("kind", "trained") == "trained" else ""))
     steps = record.get("steps", spec.get("steps"))
     tokens = record.get("tokens") or training.get("tokens_seen")
     where = [coder.place, el("small", visible(str(training.get("site") or record.get("hook_out") or "")))]
@@ -260,8 +268,9 @@ def _record(coder: CoderFacts) -> tuple[object, ...]:
     of = el("small", visible(f"{model} at {str(revision)[:12]}" if revision else str(model))) if model else None
     source, data = str(record.get("source") or spec.get("kind", "trained")), wording.trained_on(coder)
     on = el("small", f"on {visible(data)}") if data != MISSING else None
-    k = record.get("k") or spec.get("k", MISSING)
-    kept = f"{activation or 'active'}, k = {k}, {count(int(spec['width']))} latents"
+    kept = ", ".join(
+        part for part in (activation, _kept(coder, activation), f"{count(int(spec['width']))} latents") if part
+    )
     return (
         [coder.name, el("small", coder.artifact)],
         [wording.kind_of(coder), el("small", kept)],

@@ -48,7 +48,7 @@ def build(spec: Spec, inputs: dict[str, Folder], out: Path, running: "Running") 
         advance(1, "page")
     (out / "report.html").write_text(content, encoding="utf-8")
     figure.write(drawn, out / figure.FOLDER)
-    log.info("report: %d coders, %d figures, %d characters", len(coders), len(drawn), len(content))
+    log.info("report: coders %d, figures %d, characters %d", len(coders), len(drawn), len(content))
 
 
 def figures(

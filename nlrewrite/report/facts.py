@@ -47,6 +47,8 @@ class Facts:
     latents: int
     coder_record: dict[str, Any] = field(default_factory=dict)
     """Whose coder it is, where it stood and on what it was measured; empty in artifacts that have no record."""
+    coder_form: dict[str, Any] = field(default_factory=dict)
+    """Activation and k of the coder as it is used, whatever its spec says or leaves unsaid."""
 
     @property
     def sentences(self) -> int:
@@ -66,6 +68,7 @@ def gather(inputs: dict[str, Folder]) -> Facts:
         coder=spec["coder"],
         coder_training=_optional(inputs["coder"], "training.json") or {},
         coder_record=_optional(inputs["coder"], "record.json") or {},
+        coder_form=_optional(inputs["coder"], "coder.json") or {},
         corpus=_required(inputs["corpus"], "corpus.json"),
         tokens=_required(inputs["tokens"], "tokens.json"),
         explain=spec["explanations"],

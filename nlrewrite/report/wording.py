@@ -7,7 +7,7 @@ compared with, and a share that could not be given is said to be missing, with t
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nlrewrite.report.facts import Facts, coder_kind
+from nlrewrite.report.facts import CODERS, Facts, coder_kind
 
 MISSING = "–"
 TINY = 10_000_000
@@ -196,7 +196,8 @@ def carried(headline: Mapping[str, Any], facts: Facts) -> str:
             f"The latents carry about {percent(share)} of what the site does to the loss, measured against its output "
             f"at its mean. On this text that cannot be told from nothing, so there is no gap to close."
         )
-    rest = "the skip term, the bias and the mean" if facts.coder.get("skip") else "the bias and the mean"
+    skips = coder_kind(facts.coder, facts.coder_record) == CODERS["skip-transcoder"]
+    rest = "the skip term, the bias and the mean" if skips else "the bias and the mean"
     return (
         f"The latents carry {percent(share)} of what the site does to the loss, measured against its output at its "
         f"mean. The rest is {rest} of the latents, which are kept as they are, and what the coder itself gets wrong. "
@@ -332,9 +333,9 @@ def method(facts: Facts, site: str) -> list[str]:
     kind, record = coder_kind(coder, facts.coder_record), facts.coder_record
     reads = "reconstructs it" if facts.site["kind"] != "mlp" else "reads its input and predicts its output"
     return [
-        f"At one hookpoint, {facts.place} ({site}), a {kind} with {count(coder['width'])} latents, {coder['k']} of "
-        f"them active on a token, {reads}; it leaves {percent(trained.get('fvu', record.get('fvu')))} of the variance "
-        f"unexplained, and {percent(trained.get('live_share'))} of its latents are live. Site, width and k come from "
+        f"At one hookpoint, {facts.place} ({site}), a {kind} with {count(coder['width'])} latents, {_active(facts)}, "
+        f"{reads}; it leaves {percent(trained.get('fvu', record.get('fvu')))} of the variance "
+        f"unexplained, and {percent(trained.get('live_share'))} of its latents are live. {_given(facts)} come from "
         f"the spec; nothing measured on this page chose them.{_from_elsewhere(record)}",
         "For every latent an explainer looks at where it is active on the explain split and writes a sentence. A "
         "simulator then reads that sentence and the text up to a token, and answers with a distribution over the "
@@ -346,6 +347,27 @@ def method(facts: Facts, site: str) -> list[str]:
         f"windows a latent is active at all, fuzzing whether a marked token is one of its own; both are F1 scores on "
         f"balanced draws, while MCC, AUPRC, sensitivity and specificity are counted at natural prevalence.",
     ]
+
+
+def _active(facts: Facts) -> str:
+    """How many latents are active on a token: k where that is fixed, else as many as were measured."""
+    form, l0 = facts.coder_form, facts.coder_record.get("l0")
+    mean = None if l0 is None else f"{l0:.1f}" if l0 < 100 else count(round(l0))
+    if form.get("activation", facts.coder.get("activation", "topk")) == "topk":
+        k = form.get("k") or facts.coder["k"]
+        all_of_them = l0 is None or round(l0, 1) == k
+        return (
+            f"{k} of them active on a token" if all_of_them else f"at most {k} and on average {mean} active on a token"
+        )
+    return f"on average {mean} of them active on a token" if mean else "as many of them active as a token asks for"
+
+
+def _given(facts: Facts) -> str:
+    """The settings that decide what the coder is like, for its activation."""
+    if facts.coder.get("kind", "trained") != "trained":
+        return "Its site and its files"
+    aims = {"relu": "penalty", "jumprelu": "penalty"}.get(str(facts.coder.get("activation", "topk")), "k")
+    return f"Site, width and {aims}"
 
 
 def _from_elsewhere(record: Mapping[str, Any]) -> str:

@@ -174,7 +174,12 @@ def test_a_coder_from_elsewhere_is_told_by_its_record(told: Facts) -> None:
     assert "a transcoder with" in said
     assert "leaves 25% of the variance unexplained, and – of its latents" in said
     assert said.endswith("The coder comes from some/coders@abc/x, trained on the Pile, in the format of sparsify.")
+    assert "Its site and its files come from the spec" in said
     assert "comes from" not in wording.method(told, "a.module.path")[0]
+    with_skip = replace(facts, coder_record=record | {"kind": "skip-transcoder"})
+    shares = {"coder_share": 0.8, "gap_closed": 0.5}
+    assert "The rest is the skip term" in wording.carried(shares, with_skip)
+    assert "The rest is the bias" in wording.carried(shares, facts)
     assert figures.training(replace(facts, training=None)) is None
 
 
@@ -187,3 +192,21 @@ def test_the_end_of_a_coders_curve_is_told_where_there_is_one(told: Facts) -> No
     assert drawn is not None and drawn.caption.endswith(
         "with 16.0 latents active on a token and 12% of all latents dead."
     )
+
+
+@pytest.mark.parametrize(
+    ("activation", "form", "l0", "words"),
+    [
+        ("topk", {"activation": "topk", "k": 4}, 4.0, ", 4 of them active on a token, reads its input"),
+        ("topk", {"activation": "topk", "k": 32}, 28.31, ", at most 32 and on average 28.3 active on a token, reads"),
+        ("batchtopk", {"activation": "jumprelu", "k": 4}, 3.91, ", on average 3.9 of them active on a token, reads"),
+        ("jumprelu", {"activation": "jumprelu", "k": 26}, 26.3, ", on average 26.3 of them active on a token, reads"),
+        ("relu", {"activation": "relu", "k": 0}, 1234.5, ", on average 1,234 of them active on a token, reads"),
+    ],
+)
+def test_active_latents_are_a_number_or_a_mean(told: Facts, activation: str, form: dict, l0: float, words: str) -> None:
+    spec = {**told.coder, "activation": activation, "k": 4}
+    said = wording.method(replace(told, coder=spec, coder_form=form, coder_record={"l0": l0}), "a.path")[0]
+    assert words in said
+    given = "k" if activation in ("topk", "batchtopk") else "penalty"
+    assert f"Site, width and {given} come from the spec" in said
