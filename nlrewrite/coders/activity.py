@@ -66,14 +66,16 @@ class Activity:
                 f"the subject reads at most {longest(model)} tokens at a time: a window to train the coder on has "
                 f"{order.length}. Lower --set coder.window"
             )
-        if not order.mixes and order.windows_in_block < ranks.world:
+        if order.windows_in_block < ranks.world:
+            name, what = ("mix", "mixed block") if order.mixes else ("batch", "batch")
             raise SettingError(
-                f"every process needs a window of every batch: coder.batch={order.batch} has {order.windows_in_block}, "
-                f"and there are {ranks.world} processes. Raise --set coder.batch, or start fewer"
+                f"every process needs a window of every {what}: with this coder.{name} it has "
+                f"{order.windows_in_block}, and there are {ranks.world} processes. Raise --set coder.{name}, or start "
+                f"fewer"
             )
         self.model, self._rows, self.order, self._ranks = model, rows, order, ranks
         self._located = sorted(set(located), key=lambda each: each.depth)
-        self._at_once = max(1, batch_tokens // order.length)
+        self.at_once = max(1, batch_tokens // order.length)
         self.device = next(model.parameters()).device
         self._blocks: dict[int, dict[Located, Batch]] = {}
 
@@ -108,7 +110,7 @@ class Activity:
     def of(self, ids_BT: np.ndarray) -> dict[Located, Batch]:
         """The activations of token ids, window after window."""
         ids = torch.from_numpy(np.ascontiguousarray(ids_BT))
-        passes = [recorded(self.model, self._located, part.to(self.device)) for part in ids.split(self._at_once)]
+        passes = [recorded(self.model, self._located, part.to(self.device)) for part in ids.split(self.at_once)]
         whole: dict[Located, Batch] = {}
         for located in self._located:
             y_NE = joined([each[located][1] for each in passes])

@@ -2,8 +2,8 @@
 
 In: rows of x and an encoder. Out: `Pairs`: latents and their pre-activations, row after row. Invariant: tokens x
 latents never exists, only a chunk of rows at a time; a choice over the whole batch is exact, over all processes too,
-and ties fall to the earlier row. The encoder may multiply in bfloat16: then it only chooses, and what was chosen is
-computed again in float32.
+and ties fall to the earlier row. The encoder may multiply in bfloat16: then it only chooses, from x about its mean
+(few bits would else go into what all rows share), and what was chosen is computed again in float32.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def largest(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, k: int, dtype: torch.d
     """The k largest of every row."""
     values_NK = x_ND.new_empty(len(x_ND), k)
     indices_NK = torch.empty(len(x_ND), k, dtype=torch.int64, device=x_ND.device)
-    for rows, p_NL in ops.encoded(x_ND, enc_LD.to(dtype), bias_L.to(dtype)):
+    for rows, p_NL in ops.encoded(*_rounded(x_ND, enc_LD, bias_L, dtype)):
         values_NK[rows], indices_NK[rows] = ops.topk(p_NL, k)
     offsets = torch.arange(0, len(x_ND) * k + 1, k, device=x_ND.device)
     return _exact(x_ND, enc_LD, bias_L, Pairs(indices_NK.view(-1), values_NK.view(-1), offsets), dtype)
@@ -44,7 +44,7 @@ def largest(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, k: int, dtype: torch.d
 def above(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, bound_L: Tensor, dtype: torch.dtype) -> Pairs | None:
     """Those above their bound; nothing where they are so many that a product of all is quicker."""
     found = [_none(x_ND)]
-    for rows, p_NL in ops.encoded(x_ND, enc_LD.to(dtype), bias_L.to(dtype)):
+    for rows, p_NL in ops.encoded(*_rounded(x_ND, enc_LD, bias_L, dtype)):
         row, latent = ops.above(p_NL, bound_L)
         if rows.start == 0 and len(row) > DENSE[x_ND.device.type] * p_NL.numel():
             return None
@@ -59,16 +59,25 @@ def batch_largest(
 
     What is found does not depend on `guess`: if more than `most` exceed it, no other needs to be looked at.
     """
-    pairs = _candidates(x_ND, enc_LD, bias_L, most, dtype, guess)
+    rounded = _rounded(x_ND, enc_LD, bias_L, dtype)
+    pairs = _candidates(*rounded, most, guess)
     if guess > 0 and int(ranks.total(torch.tensor(len(pairs.indices), device=x_ND.device))) < most:
-        pairs = _candidates(x_ND, enc_LD, bias_L, most, dtype, 0.0)
+        pairs = _candidates(*rounded, most, 0.0)
     return _exact(x_ND, enc_LD, bias_L, _only(pairs, _batch_mask(pairs.before_P, most, ranks)), dtype)
 
 
-def _candidates(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, most: int, dtype: torch.dtype, bound: float) -> Pairs:
+def _rounded(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """x, encoder and bias with the same pre-activations, as they are multiplied in a lower precision."""
+    if dtype == enc_LD.dtype:
+        return x_ND, enc_LD, bias_L
+    mean_D = x_ND.mean(0)
+    return x_ND - mean_D, enc_LD.to(dtype), (bias_L + enc_LD @ mean_D).to(dtype)
+
+
+def _candidates(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, most: int, bound: float) -> Pairs:
     """Those above the bound that can be among the `most` largest."""
     found, held, bound_1 = [_none(x_ND)], 0, x_ND.new_full((1,), bound)
-    for rows, p_NL in ops.encoded(x_ND, enc_LD.to(dtype), bias_L.to(dtype)):
+    for rows, p_NL in ops.encoded(x_ND, enc_LD, bias_L):
         row, latent = ops.above(p_NL, bound_1)
         found.append((row + rows.start, latent, p_NL[row, latent]))
         held += len(row)

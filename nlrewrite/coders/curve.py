@@ -1,21 +1,18 @@
 """What is measured of a coder while it learns and when it has: the points of its curve, and what it costs the subject.
 
 In: losses as they come, held-out activations, held-out windows. Out: plain numbers. Invariant: nothing is read from the
-device between two points, so that measuring never makes a step wait; nothing measured here was trained on.
+device between two points, so that measuring never makes a step wait; nothing measured here was trained on; a coder
+that is active all over is read a chunk of rows at a time.
 """
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from nlrewrite.coders import ops
 from nlrewrite.coders.form import Coder
-
-if TYPE_CHECKING:
-    pass
-
-LOGITS_AT_ONCE = 1 << 26
-"""Logits of one pass: windows x tokens x vocabulary."""
 
 
 class Measured(Protocol):
@@ -70,11 +67,22 @@ def fvu(coder: Coder, x_ND: Tensor, y_NE: Tensor) -> float:
 
 def written(coder: Coder, x_ND: Tensor) -> Tensor:
     """The coder's reconstruction [N, E]."""
-    return coder.decode(coder.encode(x_ND)) + coder.beside(x_ND)
+    parts = [coder.decode(coder.encode(part)) for part in _parts(coder, x_ND)]
+    return torch.cat(parts).add_(coder.beside(x_ND))
 
 
 @torch.no_grad()
 def fired(coder: Coder, x_ND: Tensor) -> Tensor:
     """[L]: on how many of the tokens each latent is active."""
-    code = coder.encode(x_ND.to(coder.enc_LD.dtype))
-    return torch.bincount(code.indices[code.values > 0], minlength=coder.latents)
+    counts_L = torch.zeros(coder.latents, dtype=torch.int64, device=x_ND.device)
+    for part in _parts(coder, x_ND.to(coder.enc_LD.dtype)):
+        code = coder.encode(part)
+        counts_L += torch.bincount(code.indices[code.values > 0], minlength=coder.latents)
+    return counts_L
+
+
+def _parts(coder: Coder, x_ND: Tensor) -> Sequence[Tensor]:
+    """Some rows at a time, unless it is known that few latents are active on each."""
+    if coder.activation == "topk":
+        return [x_ND]
+    return x_ND.split(ops.chunk_rows(coder.latents, x_ND.device))

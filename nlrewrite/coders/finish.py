@@ -55,25 +55,30 @@ def finish(
                 "tokens_seen": learner.spec.steps * learner.spec.batch,
                 "ce": cost,
             }
+            x_ND, _ = held_out[learner.located]
+            l0 = float(curve.fired(coder, x_ND).sum()) / len(x_ND)
             out = learner.job.out
             form.save(coder, out)
             (out / "training.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-            record.write(described(learner, coder, inputs, ids_BT.numel()), out)
+            record.write(described(learner, coder, inputs, l0, len(x_ND)), out)
 
 
 def live_shares(pairs: "Sequence[tuple[Learner, Coder]]", active: Activity, ranks: Ranks) -> list[float]:
-    """Of each coder the share of its latents that are live on the tokens that training would have read next."""
-    order, after = active.order, pairs[0][0].spec.steps
-    steps = max(1, LIVE_TOKENS // order.batch)
+    """Of each coder the share of its latents that are live on tokens of the order behind those of training."""
+    order, spec = active.order, pairs[0][0].spec
+    windows = order.opening(LIVE_TOKENS, after=spec.steps * spec.batch)
+    own = windows[ranks.share(len(windows))]
     counts = [torch.zeros(coder.latents, dtype=torch.int64, device=active.device) for _, coder in pairs]
-    for step in range(after, after + steps):
-        batches = active.batch(step)
+    for start in range(0, len(own), active.at_once):
+        batches = active.windows(own[start : start + active.at_once])
         for total_L, (learner, coder) in zip(counts, pairs, strict=True):
             total_L += curve.fired(coder, batches[learner.located][0])
-    return [float((ranks.total(each) > LIVE * steps * order.batch).double().mean()) for each in counts]
+    return [float((ranks.total(each) > LIVE * len(windows) * order.length).double().mean()) for each in counts]
 
 
-def described(learner: "Learner", coder: Coder, inputs: Mapping[str, Folder], measured_on: int) -> record.Record:
+def described(
+    learner: "Learner", coder: Coder, inputs: Mapping[str, Folder], l0: float, measured_on: int
+) -> record.Record:
     """The record beside the coder."""
     subject = inputs["subject"].manifest
     data = inputs["stream"] if "stream" in inputs else inputs["tokens"]
@@ -93,6 +98,6 @@ def described(learner: "Learner", coder: Coder, inputs: Mapping[str, Folder], me
         width=spec.width,
         k=coder.k,
         fvu=learner.curve[-1]["fvu"],
-        l0=learner.curve[-1]["l0"],
+        l0=l0,
         measured_on=measured_on,
     )

@@ -6,7 +6,8 @@ starts as the mean of y, and latents are centred on the mean of x (or, with a ti
     constant   encoder rows of unit length over the data's scale; nothing decoded, no skip: the mean alone
     uniform    encoder entries uniform within 1 / root of the width; otherwise the same (the published transcoders)
     tied       the encoder of uniform; the decoder is the encoder with rows of unit length (the published SAEs)
-    random     the encoder of uniform times root 6, which is Kaiming's scale; decoder rows of unit length, drawn apart
+    random     encoder entries uniform within root (6 / latents), as the published ReLU transcoders start; decoder rows
+               of unit length, drawn apart
 """
 
 import torch
@@ -25,8 +26,8 @@ def weights(spec: CoderSpec, x_ND: Tensor, y_NE: Tensor) -> dict[str, Tensor]:
         enc_LD = torch.nn.functional.normalize(torch.randn(latents, width, generator=draws), dim=-1).to(x_ND.device)
         enc_LD = enc_LD / x_ND.std(0).mean()
     else:
-        scale = 6**0.5 if spec.init == "random" else 1.0  # Kaiming's bound for a ReLU
-        enc_LD = ((torch.rand(latents, width, generator=draws) * 2 - 1) * scale / width**0.5).to(x_ND.device)
+        bound = (6 / latents if spec.init == "random" else 1 / width) ** 0.5
+        enc_LD = ((torch.rand(latents, width, generator=draws) * 2 - 1) * bound).to(x_ND.device)
     if spec.init == "tied":
         assert x_ND.shape[1] == y_NE.shape[1], "the spec ties only what has one width"
         dec_LE = torch.nn.functional.normalize(enc_LD, dim=-1)

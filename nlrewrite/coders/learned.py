@@ -18,7 +18,7 @@ from nlrewrite.coders.ranks import ALONE, Ranks
 from nlrewrite.errors import CorruptArtifact
 from nlrewrite.specs import CoderSpec
 
-MEMORY = 0.01  # weight of the newest batch in a running mean
+MEMORY = 0.1  # weight of the newest batch in a running mean, which must not lag behind a short training
 UNKNOWN = -1.0  # a running mean before the first batch
 GUESS = 0.7  # share of the running threshold that a batch's own one is first taken to exceed
 
@@ -89,6 +89,10 @@ class Learned:
     def dead(self) -> Tensor:
         """[L]: which latents have not been active for `dead_after` tokens."""
         return self._memory["since"] >= self.spec.dead_after
+
+    def silent(self, seen: int) -> Tensor:
+        """[L]: which have not been active on the last `dead_after` of so many tokens; on none of them if fewer."""
+        return self._memory["since"] >= min(self.spec.dead_after, seen)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that training goes on from, as copies."""

@@ -54,7 +54,8 @@ def scale(kind: Kind, y_NE: Tensor, count: int, ranks: Ranks) -> Scale:
     """The scale of a batch of `count` tokens over all processes; y are those of this one."""
     centred_NE, variance = centred(y_NE, count, ranks)
     if kind == "relative":
-        weights_N = 1 / (y_NE.norm(dim=1).clamp_min(TINY) * (count * y_NE.shape[1]))
+        norm_N = y_NE.norm(dim=1)
+        weights_N = torch.where(norm_N > 0, 1 / (norm_N * (count * y_NE.shape[1])), 0.0)  # y = 0 has no scale
         return Scale(weights_N, variance, ranks.total((centred_NE.square().sum(1) * weights_N).sum()))
     weight = variance.new_tensor(1 / count) if kind == "squared" else 1 / variance.clamp_min(TINY)
     return Scale(weight.view(1), variance, variance * weight)

@@ -97,10 +97,10 @@ class Order:
             ]
         )
 
-    def opening(self, tokens: int) -> np.ndarray:
-        """The first windows, unmixed, that hold at least so many tokens."""
-        wanted = -(-tokens // self.length)
-        blocks = range(-(-wanted // self.windows_in_block))
+    def opening(self, tokens: int, after: int = 0) -> np.ndarray:
+        """The first windows, unmixed, that hold at least so many tokens, of blocks behind the first `after` tokens."""
+        wanted, first = -(-tokens // self.length), -(-after // self.block)
+        blocks = range(first, first - (-wanted // self.windows_in_block))
         return np.concatenate([self.windows(block) for block in blocks])[:wanted]
 
     def mixing(self, block: int) -> "Tensor":

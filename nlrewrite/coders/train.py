@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 OPENING_TOKENS = 1 << 13  # at least so many tokens tell a coder where to start
 POINT_EVERY = 50  # steps from one point of the curve to the next
+POINTS, POINT_AFTER = 40, 12
+"""So many points at least, unless steps between them were fewer than so many: each is a pass over what is held out."""
 SHARED = ("data", "order", "order_seed", "window", "mix", "batch", "steps", "precision")
 """What coders must have in common to be trained on one pass."""
 
@@ -114,7 +116,7 @@ class Learner:
                 "tokens": self.step * self.spec.batch,
                 "fvu": unexplained,
                 **self.meter.read(),
-                "dead_share": float(self.learned.dead().double().mean()),
+                "dead_share": float(self.learned.silent(self.step * self.spec.batch).double().mean()),
                 "learning_rate": rate(self.spec, self.step - 1),
             }
         )
@@ -163,7 +165,7 @@ def train(jobs: Sequence[Job], inputs: Mapping[str, Folder], running: "Running",
             for learner in learning:
                 learner.learn(*batches[learner.located], ranks)
             last = step == spec.steps - 1
-            if step % POINT_EVERY == 0 or last:
+            if step % point_every(spec) == 0 or last:
                 for learner in learning:
                     learner.point(*held_out[learner.located])
                 advance(0, note(learners, (step + 1 - began) * spec.batch / (time.monotonic() - started)))
@@ -176,6 +178,11 @@ def train(jobs: Sequence[Job], inputs: Mapping[str, Folder], running: "Running",
                 saved = time.monotonic()
             advance(1)
     finish(learners, active, held_out, means, inputs, ranks)
+
+
+def point_every(spec: CoderSpec) -> int:
+    """Steps from one point of the curve to the next."""
+    return min(POINT_EVERY, max(POINT_AFTER, spec.steps // POINTS))
 
 
 def note(learners: Sequence[Learner], tokens_a_second: float) -> str:

@@ -11,7 +11,7 @@ from hypothesis import settings as drawing
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nlrewrite.coders import choosing, ops
+from nlrewrite.coders import choosing, curve, ops
 from nlrewrite.coders.choosing import Pairs
 from nlrewrite.coders.learned import Learned
 from nlrewrite.coders.losses import Loss
@@ -244,6 +244,31 @@ def test_a_batch_in_which_nothing_is_active_teaches_the_encoder_nothing(activati
     assert (made.coder().encode(x_ND).values == 0).all()
 
 
+def test_a_token_with_nothing_to_write_has_no_scale_and_does_not_count() -> None:
+    made = learned(loss="relative")
+    x_ND, y_NE = batch(made)
+    y_NE[3] = 0
+    loss, found = gradients(made, x_ND, y_NE)
+    rest = [*range(3), *range(4, N)]
+    other, wanted = gradients(made, x_ND[rest], y_NE[rest])
+    assert float(loss.total.detach()) == pytest.approx(float(other.total.detach()) * (N - 1) / N, rel=1e-5)
+    assert all(apart(found[name], wanted[name] * (N - 1) / N) < 1e-5 for name in found)
+
+
+def test_early_on_a_latent_is_silent_that_never_was_active() -> None:
+    made = learned(dead_after=3 * N)
+    never = torch.ones(L, dtype=torch.bool)
+    for step in range(5):
+        x_ND, y_NE = batch(made, seed=step)
+        values_NL = dense(made.spec, made.weights, x_ND, y_NE).values_NL.detach()
+        never &= (values_NL > 0).sum(0) == 0
+        made.loss(x_ND, y_NE, step)
+        if step < 2:
+            assert torch.equal(made.silent((step + 1) * N), never) and not made.dead().any()
+    assert torch.equal(made.silent(5 * N), made.dead())
+    assert never.any() or not made.dead().all()
+
+
 def test_leading_dimensions_count_as_tokens() -> None:
     made = learned()
     x_ND, y_NE = batch(made)
@@ -274,6 +299,20 @@ def test_a_low_precision_chooses_and_values_stay_exact() -> None:
     values, indices = pairs.before_P.detach().view(N, K), pairs.indices.view(N, K)
     assert torch.allclose(values, before.gather(1, indices), atol=1e-5)
     assert (values.clamp_min(0).sum(1) >= 0.97 * exact.sum(1)).all()
+
+
+@pytest.mark.parametrize("tied_bias", [False, True])
+def test_what_all_rows_share_takes_no_bits_from_the_choice(tied_bias: bool) -> None:
+    """Of a residual stream a few entries are larger than all others, on every token alike."""
+    x_ND = normal(500, D) + 100 * normal(D, seed=3)
+    site = SAE if tied_bias else Site()
+    spec = CoderSpec(width=256, k=8, init="uniform", precision="bfloat16", tied_bias=tied_bias, site=site, skip=False)
+    made = Learned.initial(spec, x_ND, x_ND)
+    pairs = made._choose(x_ND, made._bias(), len(x_ND), ALONE)
+    assert pairs is not None
+    centred_ND, enc_LD = x_ND.double() - x_ND.double().mean(0), made.weights["enc"].detach().double()
+    wanted = (centred_ND @ enc_LD.T).topk(8).indices
+    assert (pairs.indices.view(-1, 8)[:, :, None] == wanted[:, None]).any(-1).double().mean() > 0.97
 
 
 @pytest.mark.parametrize("activation", ["batchtopk", "relu", "jumprelu"])
@@ -396,7 +435,7 @@ def test_a_batchtopk_becomes_the_jumprelu_of_its_running_threshold() -> None:
         values_NL = dense(made.spec, made.weights, x_ND, y_NE).values_NL.detach()
         least.append(float(values_NL[values_NL > 0].min()))
         made.loss(x_ND, y_NE, seed)
-    expected = 0.99 * (0.99 * least[0] + 0.01 * least[1]) + 0.01 * least[2]
+    expected = 0.9 * (0.9 * least[0] + 0.1 * least[1]) + 0.1 * least[2]
     coder = made.coder()
     assert (coder.activation, coder.k) == ("jumprelu", K)
     assert coder.threshold_L is not None
@@ -520,6 +559,21 @@ def test_neither_tokens_by_latents_nor_pairs_by_width_exists(
     assert max(rows * width, width * latents) < chunk <= sizes.most
     assert sizes.most <= chunk
     assert min(rows * latents, rows * k * width) > 2 * chunk
+
+
+def test_a_coder_active_all_over_is_measured_a_chunk_of_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, width, latents = 1024, 16, 512
+    chunk = 64 * latents
+    monkeypatch.setattr(ops, "AT_ONCE", {"cpu": chunk})
+    monkeypatch.setattr(ops, "DENSE_ENTRIES", chunk)
+    x_ND, y_NE = normal(rows, width), normal(rows, width, seed=1)
+    spec = CoderSpec(width=latents, k=8, init="uniform", activation="relu")
+    coder = Learned.initial(spec, x_ND, y_NE).coder()
+    with Sizes() as sizes:
+        unexplained, fired_L = curve.fvu(coder, x_ND, y_NE), curve.fired(coder, x_ND)
+    assert unexplained == pytest.approx(1, rel=1e-4)
+    assert torch.equal(fired_L, (x_ND @ coder.enc_LD.T + coder.enc_bias_L > 0).sum(0))
+    assert sizes.most <= chunk < rows * latents / 4
 
 
 # -- where it starts --------------------------------------------------------------------------------------------------

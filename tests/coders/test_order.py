@@ -98,6 +98,8 @@ def test_the_opening_is_the_first_windows_of_the_first_blocks() -> None:
     made = order(of(order="shuffled", mix=20), rows())
     opening = made.opening(45)
     assert np.array_equal(opening, np.concatenate([made.windows(block) for block in range(3)])[:5])
+    behind = made.opening(45, after=41)  # 20 tokens a block: the third was begun
+    assert np.array_equal(behind, np.concatenate([made.windows(block) for block in range(3, 6)])[:5])
 
 
 def test_what_does_not_fit_is_refused_with_value_bound_and_remedy() -> None:

@@ -11,6 +11,7 @@ import torch
 from nlrewrite.artifacts import Folder
 from nlrewrite.coders import activity, curve, finish, form, order, record, train
 from nlrewrite.coders.activity import Activity
+from nlrewrite.coders.ranks import Alone
 from nlrewrite.coders.train import Learner
 from nlrewrite.coding import SplitTokens, TokenRows
 from nlrewrite.errors import SettingError
@@ -82,6 +83,40 @@ def test_the_trained_coder_is_what_was_measured(inputs, tmp_path: Path) -> None:
     assert (said.kind, said.source, said.steps, said.tokens) == ("skip-transcoder", "trained", 60, 60 * 64)
     assert (said.fvu, said.width, said.k, said.site) == (summary["fvu"], 40, 4, Site(layer=1))
     assert said.measured_on == len(x_ND)
+    assert said.l0 == float((coder.encode(x_ND).values > 0).sum()) / len(x_ND)
+
+
+@pytest.mark.parametrize("changed", [{}, {"optimizer": "signum", "learning_rate": 0.005}, {"precision": "bfloat16"}])
+def test_a_batchtopk_keeps_its_k_in_use_after_a_short_training(inputs, tmp_path: Path, changed: dict) -> None:
+    build(inputs, tmp_path, spec(activation="batchtopk", batch=256, mix=1024, k=6, **changed))
+    assert record.read(tmp_path).l0 == pytest.approx(6, rel=0.15)
+
+
+def test_live_latents_are_counted_on_tokens_behind_those_of_training(
+    inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = spec(batch=2, mix=48, steps=30)  # into the second block of 48
+    passes: list[int] = []
+    recorded = activity.recorded
+
+    def counted(model, located, ids_BT):
+        passes.append(ids_BT.numel())
+        return recorded(model, located, ids_BT)
+
+    monkeypatch.setattr(activity, "recorded", counted)
+    summary = build(inputs, tmp_path, of)
+    assert passes[-1] == finish.LIVE_TOKENS  # in one pass, however small a batch of training
+    coder = form.load(tmp_path / form.WEIGHTS, tmp_path / form.CONFIG)
+    active = activities(inputs, [Site(layer=1)], of)
+    windows = np.concatenate([active.order.windows(block) for block in range(2, 13)])[:32]
+    x_ND, _ = active.windows(windows)[sites.locate(active.model, Site(layer=1))]
+    assert summary["live_share"] == float((curve.fired(coder, x_ND) > 0).double().mean())
+
+
+def test_a_short_training_has_a_curve_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "POINT_EVERY", 50)
+    for steps, every in ((1, 12), (60, 12), (480, 12), (1000, 25), (1999, 49), (2000, 50), (1 << 20, 50)):
+        assert train.point_every(spec(steps=steps)) == every
 
 
 def test_a_planted_dictionary_is_recovered(monkeypatch: pytest.MonkeyPatch, inputs, tmp_path: Path) -> None:
@@ -281,6 +316,17 @@ def test_how_many_windows_pass_at_a_time_changes_rounding_alone(inputs, tmp_path
 def test_windows_longer_than_the_subject_reads_are_refused(inputs, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"at most 49 tokens at a time: a window to train the coder on has 50"):
         build(inputs, tmp_path, spec(window=50))
+
+
+@pytest.mark.parametrize(("changed", "name"), [({"mix": 32}, "mix"), ({"mix": 0, "batch": 32}, "batch")])
+def test_more_processes_than_windows_are_refused(inputs, changed: dict, name: str) -> None:
+    class Three(Alone):
+        world = 3
+
+    given = activities(inputs, [Site(layer=1)], of := spec(**changed))
+    read = rows(inputs["tokens"], Execution(), of.window)
+    with pytest.raises(SettingError, match=rf"it has 2, and there are 3 processes\. Raise --set coder\.{name}"):
+        Activity(given.model, given._located, read, given.order, 8192, Three())
 
 
 def test_a_gpu_that_is_not_there_is_named(inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
