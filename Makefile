@@ -31,6 +31,8 @@ PYTHON ?= $(shell for each in python3 python3.11 python3.12 python3.13; do \
 	$$each -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
 	&& echo $$each && break; done)
 PYTEST := $(BIN)/python -m pytest
+# Files of tests side by side, a process a core. One after another, to look into a failure: make test ARGS=-n0.
+SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 export OMP_NUM_THREADS ?= 1
 export DO_NOT_TRACK := 1
@@ -45,7 +47,7 @@ ui: $(READY)
 	@$(BIN)/python -m flows.server ui $(PORT)
 
 test: $(READY)
-	$(PYTEST) -m 'not system and not vllm and not peers' $(ARGS)
+	$(PYTEST) $(SIDE_BY_SIDE) -m 'not system and not vllm and not peers' $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -54,7 +56,7 @@ check: $(READY)
 	$(MAKE) test
 
 test-all: $(READY) $(OLD_READY)
-	$(PYTEST) -m system $(ARGS)
+	$(PYTEST) $(SIDE_BY_SIDE) -m system $(ARGS)
 
 test-vllm: $(VLLM_READY)
 	.venv-vllm/bin/python -m pytest -m vllm tests/vllm $(ARGS)
