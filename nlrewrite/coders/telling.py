@@ -71,7 +71,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _coders(coders: Sequence[Row]) -> str:
-    columns = ("coder", "artifact", "kind", "latents", "L0", "FVU", "live", "loss", "recovered")
+    columns = ("coder", "artifact", "kind", "latents", "L0", "FVU", "live", "held-out loss", "recovered")
     rows: list[tuple[str, ...]] = []
     for each in coders:
         trained, cost = each["training"], each["training"].get("ce") or {}

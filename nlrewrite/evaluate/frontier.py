@@ -85,7 +85,8 @@ def frontier(
     measured = measure(model, windows, arms, spec, batch_tokens, progress)
 
     rows = [_coder(label, *coders[label], readings[label], measured) for label in coders]
-    _compare(rows, readings, measured)
+    for each in located:  # coders at several places have no common front
+        _compare([row for row in rows if row["site"] == each.name], readings, measured)
     return {
         **described(windows, explain, spec),
         "original": measured.row(ORIGINAL),

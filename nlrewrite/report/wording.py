@@ -365,7 +365,7 @@ def _active(facts: Facts) -> str:
 def _given(facts: Facts) -> str:
     """The settings that decide what the coder is like, for its activation."""
     if facts.coder.get("kind", "trained") != "trained":
-        return "Its site and its files"
+        return "Site and coder"
     aims = {"relu": "penalty", "jumprelu": "penalty"}.get(str(facts.coder.get("activation", "topk")), "k")
     return f"Site, width and {aims}"
 

@@ -88,6 +88,7 @@ def test_coders_at_several_sites_have_their_own_ablations(model):
         *((2, "mean"), (2, "zero")),
     ]
     for row in found["coders"]:
+        assert (row["front"], row["front_share"], row["next"]) == (True, 1, None)  # none stands where the other does
         alone, _ = told(model, {row["label"]: small_coders.random(4)}, "mlp", row["layer"])
         for name in ("ce", "kl", "recovered", "fvu"):
             assert row[name] == pytest.approx(alone["coders"][0][name], rel=1e-9), name

@@ -174,7 +174,7 @@ def test_a_coder_from_elsewhere_is_told_by_its_record(told: Facts) -> None:
     assert "a transcoder with" in said
     assert "leaves 25% of the variance unexplained, and – of its latents" in said
     assert said.endswith("The coder comes from some/coders@abc/x, trained on the Pile, in the format of sparsify.")
-    assert "Its site and its files come from the spec" in said
+    assert "Site and coder come from the spec" in said
     assert "comes from" not in wording.method(told, "a.module.path")[0]
     with_skip = replace(facts, coder_record=record | {"kind": "skip-transcoder"})
     shares = {"coder_share": 0.8, "gap_closed": 0.5}
