@@ -55,12 +55,11 @@ def finish(
                 "tokens_seen": learner.spec.steps * learner.spec.batch,
                 "ce": cost,
             }
-            x_ND, _ = held_out[learner.located]
-            l0 = float(curve.fired(coder, x_ND).sum()) / len(x_ND)
             out = learner.job.out
             form.save(coder, out)
             (out / "training.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-            record.write(described(learner, coder, inputs, l0, len(x_ND)), out)
+            found = measured(coder, *held_out[learner.located], ids_BT.shape[1])
+            record.write(described(learner, coder, inputs).model_copy(update=found), out)
 
 
 def live_shares(pairs: "Sequence[tuple[Learner, Coder]]", active: Activity, ranks: Ranks) -> list[float]:
@@ -76,9 +75,15 @@ def live_shares(pairs: "Sequence[tuple[Learner, Coder]]", active: Activity, rank
     return [float((ranks.total(each) > LIVE * len(windows) * order.length).double().mean()) for each in counts]
 
 
-def described(
-    learner: "Learner", coder: Coder, inputs: Mapping[str, Folder], l0: float, measured_on: int
-) -> record.Record:
+def measured(coder: Coder, x_ND: Tensor, y_NE: Tensor, window: int) -> dict[str, float]:
+    """What the record says was measured: as of a coder from elsewhere, without the first position of every window."""
+    inside_N = torch.arange(len(x_ND), device=x_ND.device) % window > 0
+    x_ND, y_NE = x_ND[inside_N], y_NE[inside_N]
+    l0 = float(curve.fired(coder, x_ND).sum()) / len(x_ND)
+    return {"fvu": curve.fvu(coder, x_ND, y_NE), "l0": l0, "measured_on": len(x_ND)}
+
+
+def described(learner: "Learner", coder: Coder, inputs: Mapping[str, Folder]) -> record.Record:
     """The record beside the coder."""
     subject = inputs["subject"].manifest
     data = inputs["stream"] if "stream" in inputs else inputs["tokens"]
@@ -97,7 +102,4 @@ def described(
         tokens=spec.steps * spec.batch,
         width=spec.width,
         k=coder.k,
-        fvu=learner.curve[-1]["fvu"],
-        l0=l0,
-        measured_on=measured_on,
     )

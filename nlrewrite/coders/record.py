@@ -46,7 +46,7 @@ class Record(BaseModel):
     width: int | None = None
     k: int | None = None
     fvu: float | None = None
-    """Fraction of variance unexplained at the site."""
+    """Fraction of variance unexplained at the site, the first position of every window left out."""
     l0: float | None = None
     """Mean latents active on a token."""
     folded_from: str | None = None

@@ -210,6 +210,13 @@ def _spec(job: Job) -> CoderSpec:
 def _learner(job: Job, located: Located, opening: Batch, execution: "Execution", ranks: Ranks) -> Learner:
     """A coder at its start, or where it was saved."""
     spec = _spec(job)
+    if spec.auxk and spec.dead_after > (before_last := (spec.steps - 1) * spec.batch):
+        log.warning(
+            "AuxK never acts: latents are dead after %d tokens, and there are %d before the last step. "
+            "Lower --set coder.dead_after",
+            spec.dead_after,
+            before_last,
+        )
     learned = Learned.initial(spec, *opening)
     ranks.broadcast(learned.parameters())  # another processor may round another way
     slots = None if job.work is None or ranks.rank else Slots(job.work, spec, execution, ranks.world)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nlrewrite.artifacts import Folder
-from nlrewrite.coders import activity, curve, finish, form, order, record, train
+from nlrewrite.coders import activity, curve, finish, fitting, form, order, record, train
 from nlrewrite.coders.activity import Activity
 from nlrewrite.coders.ranks import Alone
 from nlrewrite.coders.train import Learner
@@ -81,9 +81,12 @@ def test_the_trained_coder_is_what_was_measured(inputs, tmp_path: Path) -> None:
     assert curve.fvu(coder, x_ND, y_NE) == summary["fvu"]
     said = record.read(tmp_path)
     assert (said.kind, said.source, said.steps, said.tokens) == ("skip-transcoder", "trained", 60, 60 * 64)
-    assert (said.fvu, said.width, said.k, said.site) == (summary["fvu"], 40, 4, Site(layer=1))
-    assert said.measured_on == len(x_ND)
-    assert said.l0 == float((coder.encode(x_ND).values > 0).sum()) / len(x_ND)
+    assert (said.width, said.k, said.site) == (40, 4, Site(layer=1))
+    fit = fitting.measured(
+        coder, active.model, sites.locate(active.model, Site(layer=1)), torch.from_numpy(active.held_out()), 8192
+    )
+    assert (said.fvu, said.l0) == pytest.approx((fit.fvu, fit.l0), rel=1e-5)  # as whoever loads it elsewhere finds it
+    assert said.measured_on == fit.tokens
 
 
 @pytest.mark.parametrize("changed", [{}, {"optimizer": "signum", "learning_rate": 0.005}, {"precision": "bfloat16"}])
@@ -202,6 +205,13 @@ def test_a_run_saves_as_often_as_it_is_told(inputs, tmp_path: Path, monkeypatch:
     saved.clear()
     build(inputs, tmp_path / "once", spec(steps=6), small_training.work(tmp_path, "other"), save_seconds=3600)
     assert saved == [6]
+
+
+def test_auxk_that_can_never_act_is_said(inputs, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build(inputs, tmp_path / "acts", spec(steps=2, auxk=4, dead_after=64))
+    assert "AuxK" not in caplog.text
+    build(inputs, tmp_path / "never", spec(steps=2, auxk=4, dead_after=65))
+    assert "AuxK never acts: latents are dead after 65 tokens, and there are 64 before the last step" in caplog.text
 
 
 # -- several by one pass ----------------------------------------------------------------------------------------------
