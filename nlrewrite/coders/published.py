@@ -168,7 +168,10 @@ def warnings(loaded: Loaded, fit: Fit, spec: HubCoder | FolderCoder, kept: Recor
             f"the coder's files say that it is of kind {about.kind}, for {wanted}, and it stands at the {where}"
         )
     if loaded.coder.activation != "topk" and not 1 / FACTOR <= fit.l0 / spec.k <= FACTOR:
-        found.append(f"the spec says that about {spec.k} latents are active on a token, and {fit.l0:.3g} are")
+        found.append(
+            f"the spec says that about {spec.k} latents are active on a token, and {fit.l0:.3g} are: "
+            f"--set coder.k={max(1, round(fit.l0))} says so to what plans by it"
+        )
     return found
 
 

@@ -121,7 +121,9 @@ def _learned(coder: CoderFacts) -> str:
     start = f"{'An' if kind[0] in 'aeiou' else 'A'} {kind} of {coder.place} with {count(coder.spec['width'])} latents"
     if told.get("fvu") is None:
         return f"{start}; how much of the variance it explains was not measured here."
-    said = f"{start} leaves {percent(told['fvu'])} of the variance there unexplained"
+    l0 = coder.record.get("l0")
+    active = "" if l0 is None else f", {l0:.1f} of them active on a token on average,"
+    said = f"{start}{active} leaves {percent(told['fvu'])} of the variance there unexplained"
     if told.get("tokens_seen"):
         said += f" after {count(int(told['tokens_seen']))} tokens of training"
     if told.get("live_share") is not None:

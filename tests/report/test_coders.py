@@ -221,6 +221,17 @@ def test_a_trained_coder_is_told_by_its_training(store, tmp_path):
     assert not any(node.attributes.get("id") == "table" for node in page.all())
 
 
+def test_a_coder_without_a_k_is_told_by_its_mean(store, tmp_path):
+    found = trained(store, record={"k": 12, "l0": 12.34}, activation="relu", penalty=0.1)
+    page, _ = made({"coder": found}, tmp_path)
+    assert "24 latents, 12.3 of them active on a token on average, leaves 25%" in page.one("p", "lead").text
+    text = page.one("body").text
+    assert "relu, 12.3 active on average, 24 latents" in text
+    assert "k = " not in text
+    page, _ = made({"coder": trained(store, 8, record={"k": 8, "l0": 7.9})}, tmp_path / "topk")
+    assert "topk, k = 8, 24 latents" in page.one("body").text
+
+
 def test_a_coder_from_elsewhere_needs_no_training(store, tmp_path):
     spec = HubCoder(repo="someone/coders", revision="a" * 40, width=24, k=4, site=Site(layer=1, kind="residual"))
     record = {"kind": "sae", "format": "saelens", "source": f"someone/coders@{'a' * 40}/x", "fvu": 0.125, "tokens": 500}
