@@ -18,6 +18,8 @@ from nlrewrite.coders.ranks import Ranks
 DENSE = {"cpu": ops.DENSE, "cuda": 1 / 100}
 """Share of all latents from which on a batch is better computed whole than pair by pair. Measured on a CPU: 0.16 to
 0.27; for a GPU computed from the bytes of a row and the operations of a product."""
+PAIRS = {"cpu": 1 << 24, "cuda": 1 << 26}
+"""Pairs of one batch at most, of some 60 bytes each on the way to the gradients; more are computed whole as well."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ def largest(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, k: int, dtype: torch.d
 
 
 def above(x_ND: Tensor, enc_LD: Tensor, bias_L: Tensor, bound_L: Tensor, dtype: torch.dtype) -> Pairs | None:
-    """Those above their bound; nothing where they are so many that a product of all is quicker."""
-    found = [_none(x_ND)]
+    """Those above their bound; nothing where they are so many that a product of all is quicker, or smaller."""
+    kind, found = x_ND.device.type, [_none(x_ND)]
+    share = min(DENSE[kind], PAIRS[kind] / max(1, len(x_ND) * len(enc_LD)))
     for rows, p_NL in ops.encoded(*_rounded(x_ND, enc_LD, bias_L, dtype)):
         row, latent = ops.above(p_NL, bound_L)
-        if rows.start == 0 and len(row) > DENSE[x_ND.device.type] * p_NL.numel():
+        if rows.start == 0 and len(row) > share * p_NL.numel():
             return None
         found.append((row + rows.start, latent, p_NL[row, latent]))
     return _exact(x_ND, enc_LD, bias_L, _pairs(found, x_ND), dtype)

@@ -561,6 +561,22 @@ def test_neither_tokens_by_latents_nor_pairs_by_width_exists(
     assert min(rows * latents, rows * k * width) > 2 * chunk
 
 
+def test_pairs_of_a_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the latents active is few enough for pairs, and in a large batch they take more room than a chunk."""
+    rows, width, latents = 2048, 32, 1024
+    chunk = 64 * latents
+    monkeypatch.setattr(ops, "AT_ONCE", {"cpu": chunk})
+    monkeypatch.setattr(choosing, "PAIRS", {"cpu": chunk})
+    x_ND, y_NE = normal(rows, width), normal(rows, width, seed=1)
+    spec = CoderSpec(width=latents, k=8, activation="jumprelu", threshold=1.3, bandwidth=0.01)
+    made = Learned.initial(spec, x_ND, y_NE)
+    with Sizes() as sizes:
+        loss = made.loss(x_ND, y_NE, 0)
+        loss.total.backward()
+    assert chunk < rows * float(loss.active) < ops.DENSE * rows * latents
+    assert sizes.most <= chunk
+
+
 def test_a_coder_active_all_over_is_measured_a_chunk_of_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, width, latents = 1024, 16, 512
     chunk = 64 * latents
