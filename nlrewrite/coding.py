@@ -6,7 +6,7 @@ In: a profile and the user's overrides. Out: frozen models, each a part of what 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from nlrewrite.errors import SettingError
 from nlrewrite.material import HubDataset, Revision, Sha256, Spec
@@ -249,7 +249,14 @@ class FolderCoder(PublishedCoder):
     content: Sha256 = Field(default="", description="Filled in: sha256 of its files.")
 
 
-AnyCoderSpec = Annotated[CoderSpec | HubCoder | FolderCoder, Field(discriminator="kind")]
+def _named(spec: Any) -> Any:
+    """A coder that does not say where it is from is trained here, as all were once."""
+    return {"kind": "trained", **spec} if isinstance(spec, dict) else spec
+
+
+AnyCoderSpec = Annotated[
+    Annotated[CoderSpec | HubCoder | FolderCoder, Field(discriminator="kind")], BeforeValidator(_named)
+]
 Coders = CoderSpec | HubCoder | FolderCoder
 
 
