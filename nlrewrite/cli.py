@@ -258,11 +258,11 @@ def _prompts(options: argparse.Namespace, output: "Output") -> int:
 
 
 def _coder(options: argparse.Namespace, output: "Output") -> int:
-    from nlrewrite import terminal
+    from nlrewrite import steps, terminal
     from nlrewrite.coders import showing
 
     place = Path(options.coder)
-    named = not place.exists() and options.coder.startswith("coder/")
+    named = not place.exists() and options.coder.partition("/")[0] in steps.STEPS
     store = _store(options) if named else None
     folder = store.folder(_named(store, options.coder)) if store is not None else place
     shown = showing.opened(folder, options.source)

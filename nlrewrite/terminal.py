@@ -216,7 +216,8 @@ def headline(results: Mapping[str, Any]) -> str:
     if head["gap_closed"] is None:
         return (
             f"{by}The coder is not measurably better than its latents at their mean, so there is no gap to close: "
-            "see delta_ce and kl. Train the coder longer, or choose another layer with --set coder.site.layer."
+            "see delta_ce and kl. Train the coder longer or take another, or choose another layer with --set "
+            "coder.site.layer."
         )
     controls = {
         "token lookup": head["token_lookup"],

@@ -5,6 +5,7 @@ and for every step the pieces of blocks that make its batch. Invariant: what a s
 and the step alone, never on what was read before; no window of it reaches into the rows that are held out.
 """
 
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -17,6 +18,8 @@ from nlrewrite.specs import CoderSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 HELD_OUT_TOKENS = 1 << 13
 HELD_OUT_SHARE = 8  # at most one row in so many is held out, of a stream that is short
@@ -134,6 +137,13 @@ def order(spec: CoderSpec, rows: Rows) -> Order:
         raise SettingError(
             f"a batch that is not mixed holds whole windows: coder.batch={spec.batch}, {length} tokens in a window. "
             f"Use --set coder.batch={max(1, round(spec.batch / length)) * length}, or mix with --set coder.mix=65536"
+        )
+    if trained * rows.length < spec.batch:
+        log.warning(
+            "the text is short: %d tokens to train on, and coder.batch=%d, so that a step reads some of them more than "
+            "once. Give more text, or lower --set coder.batch",
+            trained * rows.length,
+            spec.batch,
         )
     return Order(
         kind=spec.order,

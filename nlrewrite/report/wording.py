@@ -259,6 +259,11 @@ def language(facts: Facts) -> str:
     )
 
 
+def _elsewhere(facts: Facts) -> str:
+    known = facts.coder.get("kind", "trained") == "trained"
+    return "" if known else "; the coder, which comes from elsewhere, may have been trained on them"
+
+
 UNEXPLAINED = {
     "mean": "set to their mean",
     "true": "kept as they truly are",
@@ -282,7 +287,8 @@ def caveats(facts: Facts, headline: Mapping[str, Any], row: Mapping[str, Any]) -
     said.append(
         f"The loss is measured on {count(row['n_contexts'])} tokens of {count(row['n_documents'])} documents "
         f"({count(row['n_groups'])} groups of near-duplicates). This run trained, explained, calibrated and chose "
-        f"nothing on them. Intervals are 95%, by bootstrap over those groups, with the same documents in every arm."
+        f"nothing on them{_elsewhere(facts)}. Intervals are 95%, by bootstrap over those groups, with the same "
+        f"documents in every arm."
     )
     token, oracle = headline["token_lookup"], headline["oracle"]
     if headline["gap_closed"] is not None and oracle > 0 and token > CONTEXT_MATTERS * oracle:

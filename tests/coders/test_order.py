@@ -102,6 +102,13 @@ def test_the_opening_is_the_first_windows_of_the_first_blocks() -> None:
     assert np.array_equal(behind, np.concatenate([made.windows(block) for block in range(3, 6)])[:5])
 
 
+def test_a_text_that_is_shorter_than_a_batch_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    order(of(batch=20), rows(ids=100))
+    assert not caplog.messages
+    order(of(batch=200), rows(ids=100))
+    assert "80 tokens to train on, and coder.batch=200" in caplog.text
+
+
 def test_what_does_not_fit_is_refused_with_value_bound_and_remedy() -> None:
     with pytest.raises(SettingError, match=r"coder\.batch=25, 10 tokens in a window\. Use --set coder\.batch=20"):
         order(of(mix=0, batch=25), rows())

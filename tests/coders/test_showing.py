@@ -98,6 +98,10 @@ def test_the_command_shows_and_converts(
     assert "no TopK transcoder" in capsys.readouterr().err
     assert run("show", "theirs", "--from", "openai") == 2
     assert run("show", "missing") == 6
+    other = str(small_training.inputs(tmp_path / "store")["subject"].manifest.artifact)
+    capsys.readouterr()
+    assert run("show", other) == 2
+    assert f"{other} is no coder. Name one as coder/<digest>" in capsys.readouterr().err
     (tmp_path / "theirs" / "sae.safetensors").write_bytes(b"cut")
     assert run("show", "theirs") == 5
     assert "theirs/sae.safetensors" in capsys.readouterr().err

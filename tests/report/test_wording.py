@@ -102,6 +102,13 @@ def test_a_large_or_foreign_model_is_not_called_tiny(told: Facts, with_gap: dict
         assert not any("tiny" in each for each in said)
 
 
+def test_a_coder_from_elsewhere_may_have_seen_the_text(told: Facts, with_gap: dict[str, Any]):
+    elsewhere = replace(told, coder={"kind": "folder", "site": told.site, "width": 64, "k": 4})
+    for facts, seen in ((told, False), (elsewhere, True)):
+        said = " ".join(caveats(facts, with_gap["headline"], quoted_row(with_gap)))
+        assert ("may have been trained on them" in said) == seen
+
+
 def test_a_site_where_context_is_not_needed_is_said_to_prove_little(told: Facts, with_gap: dict[str, Any]):
     headline, row = with_gap["headline"], quoted_row(with_gap)
     assert "proves little" not in " ".join(caveats(told, headline, row))  # 21% of 86%
