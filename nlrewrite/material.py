@@ -15,7 +15,7 @@ Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="Full com
 
 
 class Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 # -- text -------------------------------------------------------------------------------------------------------------

@@ -148,6 +148,8 @@ def test_text_fields_keep_their_text():
         ("evaluate.topk=[]", "evaluate.topk takes a list of at least 1, not []. Change --set evaluate.topk"),
         ("ladder.fractions=[2]", "ladder.fractions: input should be less than or equal to 1, not 2"),
         ("requirement.specificities=[1]", "requirement.specificities: input should be less than 1, not 1"),
+        ("coder.penalty=1e400", "coder.penalty: input should be a finite number, not inf. Change --set coder.penalty"),
+        ("sweep.values=[1e400]", "sweep.values: input should be a finite number, not inf. Change --set sweep.values"),
         ("sweep.values=4,8", """sweep.values takes a list, not "4,8". Write --set 'sweep.values=[4,8]'"""),
         ("coder.data.kind=hub", "coder.data.dataset is needed by coder.data.kind=hub and has no default."),
         ("probes=ladder", """probes takes a list, not "ladder". Write --set 'probes=["ladder"]'"""),

@@ -109,5 +109,8 @@ def test_the_command_shows_and_converts(
 
 def test_a_conversion_does_not_write_over_a_coder(tmp_path: Path) -> None:
     formats.save(coder(), tmp_path / "there", "sparsify", About())
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingError, match="is a file, and a coder is written as a folder"):
+        showing.convert(showing.opened(own(tmp_path / "plain", coder())), tmp_path / "file", "saelens")
     with pytest.raises(SettingError, match="holds a coder already"):
         showing.convert(showing.opened(own(tmp_path / "own", coder())), tmp_path / "there", "saelens")

@@ -37,6 +37,8 @@ def save(coder: Coder, folder: Path, format: str, about: About) -> None:
     if known.save is None:
         able = ", ".join(each.name for each in FORMATS.values() if each.save is not None)
         raise SettingError(f"coders are not written in the format {format}. Choose one of: {able}")
+    if folder.exists() and not folder.is_dir():
+        raise SettingError(f"{folder} is a file, and a coder is written as a folder. Name another")
     folder.mkdir(parents=True, exist_ok=True)
     if there := [each.name for each in FORMATS.values() if each.recognises(folder)]:
         raise SettingError(f"{folder} holds a coder already, in the format {there[0]}. Name another folder")
