@@ -146,7 +146,9 @@ class StepTasks:
         made = {label: self(label, kind, spec, **inputs) for label, spec in wanted.items()}
         for at, row in enumerate(self.rows):
             if row.step in making:
-                self.rows[at] = row.model_copy(update={"state": "built", "why": making[row.step].finding.why})
+                seconds = self.store.folder(row.artifact).manifest.made.seconds  # its share of the pass
+                why = making[row.step].finding.why
+                self.rows[at] = row.model_copy(update={"state": "built", "why": why, "seconds": seconds})
         return made
 
     def _row(self, label: str, artifact: Artifact, state: State[Artifact], seconds: float) -> pipeline.StepRow:

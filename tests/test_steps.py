@@ -16,9 +16,9 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from nlrewrite import profiles, questions, specs
+from nlrewrite import coding, profiles, questions, specs
 from nlrewrite.artifacts import Artifact, canonical, digest
-from nlrewrite.composition import pilot, rewrite
+from nlrewrite.composition import WALKS, one_by_one, pilot, rewrite
 from nlrewrite.seeds import derive, generator
 from nlrewrite.steps import STEPS, Step, name, source_hash
 
@@ -195,12 +195,12 @@ def fields_of_specs() -> dict[str, dict[str, Any]]:
     return found
 
 
-MODULES = (specs.__name__, specs.Spec.__module__, questions.__name__)
+MODULES = (specs.__name__, specs.Spec.__module__, questions.__name__, coding.__name__)
 
 
 def _models(model: type[BaseModel]) -> list[type[BaseModel]]:
-    here = [each for each in model.__subclasses__() if each.__module__ in MODULES]
-    return sorted(here, key=lambda each: each.__name__)
+    below = [each for direct in model.__subclasses__() for each in (direct, *_models(direct))]
+    return sorted((each for each in below if each.__module__ in MODULES), key=lambda each: each.__name__)
 
 
 def _since(field: FieldInfo) -> dict[str, Any]:
@@ -234,6 +234,17 @@ def some_names() -> list[dict[str, Any]]:
     revision = "0123456789abcdef0123456789abcdef01234567"
     written = ("writer.kind=hub", "writer.model=some/model", f"writer.revision={revision}", "tune.steps=300")
     pilot(profiles.settled("smoke-reader", profiles.Overrides(settings=written)), note, note)
+    streamed = profiles.settled("smoke", profiles.Overrides(settings=("coder.data.kind=rows",)))
+    for walk in ("sweep", "replace"):
+        WALKS[walk](streamed, note, one_by_one(note))
+    variants["coder"] += [
+        specs.HubCoder(repo="some/coder", revision=revision, path="layers.6.mlp"),
+        specs.FolderCoder(content="0" * 64),
+    ]
+    variants["stream"] += [
+        specs.HubTokens(dataset="some/texts", revision=revision),
+        specs.FolderTokens(content="0" * 64),
+    ]
     text = specs.HubDataset(dataset="some/texts", revision=revision, config="ten")
     variants["corpus"] += [specs.TextSpec(source=text), specs.TextSpec(source=specs.TextFolder(content="0" * 64))]
     variants["subject"] += [
