@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows import server
-from nlrewrite import pipeline, terminal
+from nlrewrite import pipeline, printing, terminal
 from nlrewrite.composition import WALKS
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
 
     def act() -> int:
         parameters = parse(arguments[0] if arguments else "{}")
-        print(terminal.finished(launch(parameters, terminal.progress(silent)), output))
+        print(printing.finished(launch(parameters, terminal.progress(silent)), output))
         return 0
 
     return terminal.guarded(act, output)

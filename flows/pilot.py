@@ -21,8 +21,8 @@ from nlrewrite import pipeline, planning
 from nlrewrite.composition import pilot as compose
 from nlrewrite.execution import Execution
 from nlrewrite.filling import filled
+from nlrewrite.printing import pilot_text
 from nlrewrite.profiles import Overrides, require_runnable, settled
-from nlrewrite.terminal import pilot_text
 
 
 @flow(name="pilot", flow_run_name=run_name, validate_parameters=True, persist_result=False)

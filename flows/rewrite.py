@@ -29,10 +29,10 @@ from nlrewrite.composition import WALKS
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
 from nlrewrite.filling import filled
+from nlrewrite.printing import results_markdown
 from nlrewrite.probes.telling import tables
 from nlrewrite.profiles import Overrides, profile_names, require_runnable, settled
 from nlrewrite.specs import PROBES, RewriteSpec, Spec
-from nlrewrite.terminal import results_markdown
 from tasks import TASKS
 from tasks.learn import coders
 from tasks.step import CACHED, Work

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, output: "Output") -> int:
-    from nlrewrite import filling, pipeline, profiles, terminal
+    from nlrewrite import filling, pipeline, printing, profiles, terminal
     from nlrewrite.coders import followers
 
     execution = _execution(options)
@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace, output: "Output") -> int:
         silent = output.quiet or output.json
         progress = terminal.progress(silent)
         outcome = pipeline.run_local(spec, options.profile, options.refresh, execution, progress, walk)
-    print(terminal.finished(outcome, output))
+    print(printing.finished(outcome, output))
     return 0
 
 
@@ -101,7 +101,7 @@ def _hand_over_to_flow(
 
 
 def _plan(options: argparse.Namespace, output: "Output") -> int:
-    from nlrewrite import planning, profiles, terminal
+    from nlrewrite import planning, printing, profiles
     from nlrewrite.llm.rates import Prices
 
     execution = _execution(options)
@@ -111,16 +111,16 @@ def _plan(options: argparse.Namespace, output: "Output") -> int:
     if output.json:
         _print_json(plan.printable() | ({} if spent is None else {"spent": spent.printable()}))
     else:
-        print(terminal.plan_text(plan))
+        print(printing.plan_text(plan))
         if spent is not None:
-            print(f"\n{terminal.spent_text(spent)}")
+            print(f"\n{printing.spent_text(spent)}")
         if plan.needs:
             print(f"not here yet: {'; '.join(profiles.CAPABILITIES[need] for need in plan.needs)}")
     return 0
 
 
 def _pilot(options: argparse.Namespace, output: "Output") -> int:
-    from nlrewrite import filling, pipeline, planning, profiles, terminal
+    from nlrewrite import filling, pipeline, planning, printing, profiles, terminal
 
     execution = _execution(options)
     spec = profiles.settled(options.profile, _overrides(options))
@@ -131,7 +131,7 @@ def _pilot(options: argparse.Namespace, output: "Output") -> int:
     if output.json:
         _print_json({**result, "whole_queries": whole})
     else:
-        print(terminal.pilot_text(result, whole))
+        print(printing.pilot_text(result, whole))
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nlrewrite import cli, options, pipeline, profiles, terminal
+from nlrewrite import cli, options, pipeline, printing, profiles, terminal
 from nlrewrite.artifacts import Artifact, Store
 from tests import small_steps
 
@@ -93,7 +93,7 @@ def test_run_local_prints_tables_headline_and_paths(small: Path, capsys: pytest.
     assert "0.7500 [0.6500, 0.8500]" in arms[1]
     assert "token lookup \\| unigram" in arms[2]
     assert len({len(line) for line in (header, *arms)}) == 1
-    assert "0.7500 [0.6500, 0.8500]" in terminal.headline(small_steps.RESULTS)
+    assert "0.7500 [0.6500, 0.8500]" in printing.headline(small_steps.RESULTS)
     assert str(Path("runs/smoke/report.html")) in lines[-1]
     assert (small / "runs" / "smoke" / "report.html").is_file()
 
@@ -348,7 +348,7 @@ def test_bars_work_and_honour_no_color(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_arms_that_differ_in_their_sentences_have_a_row_each():
     arm = next(arm for arm in small_steps.RESULTS["arms"] if arm["arm"] == "rewritten")
     results = {**small_steps.RESULTS, "arms": [arm, {**arm, "explanation": "rules-2"}, {**arm, "selection": "sampled"}]}
-    lines = terminal.results_table(results).splitlines()
+    lines = printing.results_table(results).splitlines()
     assert len(lines) == 4
     assert [cell.strip() for cell in lines[0].split("|")[1:4]] == ["arm", "explanation", "calibrator"]
 
@@ -357,18 +357,18 @@ def test_a_protocol_that_patches_the_last_position_has_a_table_and_is_named():
     arms = [{**arm, "position": "last"} for arm in small_steps.RESULTS["arms"]]
     head = {**small_steps.RESULTS["headline"], "position": "last"}
     results = {**small_steps.RESULTS, "arms": arms, "headline": head, "protocol": {"name": "p2"}}
-    assert terminal.results_table(results) == terminal.results_table(small_steps.RESULTS)
-    assert terminal.headline(results).startswith("By protocol p2, whose known defects the report names. Rewritten")
-    assert terminal.headline(small_steps.RESULTS).startswith("Rewritten")
+    assert printing.results_table(results) == printing.results_table(small_steps.RESULTS)
+    assert printing.headline(results).startswith("By protocol p2, whose known defects the report names. Rewritten")
+    assert printing.headline(small_steps.RESULTS).startswith("Rewritten")
 
 
 def test_a_gap_that_cannot_be_measured_is_no_number():
     names = ("gap_closed", "low", "high", "token_lookup", "bigram_lookup", "shuffled", "oracle", "over_token_lookup")
     head = small_steps.RESULTS["headline"] | dict.fromkeys(names)
-    assert "no gap to close" in terminal.headline({"headline": head})
+    assert "no gap to close" in printing.headline({"headline": head})
     head = small_steps.RESULTS["headline"] | {"over_token_lookup": None, "oracle": None}
-    assert "oracle" not in terminal.headline({"headline": head})
-    assert "None" not in terminal.headline({"headline": head})
+    assert "oracle" not in printing.headline({"headline": head})
+    assert "None" not in printing.headline({"headline": head})
 
 
 def test_sizes_for_people():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nlrewrite import cli, costs, terminal
+from nlrewrite import cli, costs, printing
 from nlrewrite.costs import Questions
 from nlrewrite.execution import Execution
 from nlrewrite.llm.rates import Lengths, Measured, Prices
@@ -57,8 +57,8 @@ def test_money_needs_a_price() -> None:
     assert packed.money == pytest.approx(2 * packed.hours["A100"])
     assert server.money == pytest.approx(327.68 * (Lengths().whole - 599 + 1 + 59.9))
     assert server.tokens == 327_680_000 * Lengths().whole
-    shown = terminal.costs_table(tuple(found.values()))
-    assert "money" in shown.splitlines()[0] and "money" not in terminal.costs_table(
+    shown = printing.costs_table(tuple(found.values()))
+    assert "money" in shown.splitlines()[0] and "money" not in printing.costs_table(
         costs.rows(EVERYTHING, LLAMA_3_8B, Lengths(), ("context",), Prices())
     )
 

@@ -6,10 +6,10 @@ import pytest
 
 from nlrewrite import profiles
 from nlrewrite.errors import SettingError
+from nlrewrite.printing import headline
 from nlrewrite.profiles import Overrides, settled
 from nlrewrite.protocols import PROTOCOLS, merged
 from nlrewrite.specs import EvaluateSpec, RewriteSpec
-from nlrewrite.terminal import headline
 from tests.small_steps import RESULTS
 
 PUBLISHED = [name for name in PROTOCOLS if name != "ours"]

@@ -16,6 +16,7 @@ from nlrewrite.report.figure import Figure
 from nlrewrite.report.latents import Dossier
 from nlrewrite.report.listing import listing
 from nlrewrite.report.markup import Markup, element, together, verbatim
+from nlrewrite.report.method import method
 from nlrewrite.report.papers import Entry
 from nlrewrite.report.style import SCRIPT, STYLE
 from nlrewrite.report.wording import count, number, percent, percent_interval
@@ -330,7 +331,7 @@ def _method(facts: Facts, headline: Row) -> Markup:
     return el(
         "section",
         el("h2", "Method"),
-        *(el("p", paragraph) for paragraph in wording.method(facts, str(headline["site"]))),
+        *(el("p", paragraph) for paragraph in method(facts, str(headline["site"]))),
         tables.calibrators(facts),
         el("div", tables.outcomes(facts), tables.text(facts), class_="two"),
         id="method",

@@ -15,8 +15,8 @@ from nlrewrite import pipeline, steps
 from nlrewrite.errors import SettingError
 from nlrewrite.execution import Execution
 from nlrewrite.filling import filled
+from nlrewrite.printing import headline
 from nlrewrite.profiles import Overrides, settled
-from nlrewrite.terminal import headline
 from tests import small_steps
 
 ROOT = Path(__file__).parents[2]

@@ -18,9 +18,9 @@ from nlrewrite import filling, pipeline, profiles
 from nlrewrite.errors import CorruptArtifact, NotYet, SettingError, StoreError, Unreachable
 from nlrewrite.execution import Execution
 from nlrewrite.pipeline import Outcome
+from nlrewrite.printing import headline
 from nlrewrite.profiles import Overrides
 from nlrewrite.progress import Progress
-from nlrewrite.terminal import headline
 from tasks import TASKS
 from tests import small_steps
 

@@ -12,6 +12,7 @@ from nlrewrite.activations.pairs import Active
 from nlrewrite.artifacts import Artifact
 from nlrewrite.evaluate.losses import losses
 from nlrewrite.llm.engine import PrefixBlock, Scores
+from nlrewrite.printing import pilot_text
 from nlrewrite.probes import pilot, pilot_loss, upstream
 from nlrewrite.probes.pilot_asking import faster
 from nlrewrite.probes.pilot_gain import Composed, Figure
@@ -25,7 +26,6 @@ from nlrewrite.simulate.oracle import Manner, Scored, oracle
 from nlrewrite.specs import PilotSpec, Spec
 from nlrewrite.subject import sites
 from nlrewrite.subject.batches import inside, padded
-from nlrewrite.terminal import pilot_text
 from nlrewrite.text.tokens import Windows
 from tests.evaluate import planted
 from tests.evaluate.planted import LATENTS

@@ -5,6 +5,7 @@ import pytest
 
 from nlrewrite.report import figures, tables, wording
 from nlrewrite.report.facts import PLACES, Facts
+from nlrewrite.report.method import method
 from nlrewrite.report.page import quoted_row
 from nlrewrite.report.wording import arm_name, beside, carried, caveats, group_of, number, percent, percent_interval
 from tests.report.conftest import Made
@@ -92,8 +93,8 @@ def test_every_site_has_its_words(told: Facts, kind: str, skip: bool, place: str
     site = {"kind": kind, "layer": 3}
     facts = replace(told, site=site, place=PLACES[kind].format(3), coder={**told.coder, "site": site, "skip": skip})
     assert wording.title(facts).startswith(place[0].upper() + place[1:])
-    assert words in wording.method(facts, "a.module.path")[0]
-    assert "a.module.path" in wording.method(facts, "a.module.path")[0]
+    assert words in method(facts, "a.module.path")[0]
+    assert "a.module.path" in method(facts, "a.module.path")[0]
 
 
 def test_a_large_or_foreign_model_is_not_called_tiny(told: Facts, with_gap: dict[str, Any]):
@@ -177,12 +178,12 @@ def test_a_coder_from_elsewhere_is_told_by_its_record(told: Facts) -> None:
         "fvu": 0.25,
     }
     facts = replace(told, coder=spec, coder_training={}, coder_record=record)
-    said = wording.method(facts, "a.module.path")[0]
+    said = method(facts, "a.module.path")[0]
     assert "a transcoder with" in said
     assert "leaves 25% of the variance unexplained, and – of its latents" in said
     assert said.endswith("The coder comes from some/coders@abc/x, trained on the Pile, in the format of sparsify.")
     assert "Site and coder come from the spec" in said
-    assert "comes from" not in wording.method(told, "a.module.path")[0]
+    assert "comes from" not in method(told, "a.module.path")[0]
     with_skip = replace(facts, coder_record=record | {"kind": "skip-transcoder"})
     shares = {"coder_share": 0.8, "gap_closed": 0.5}
     assert "The rest is the skip term" in wording.carried(shares, with_skip)
@@ -213,7 +214,7 @@ def test_the_end_of_a_coders_curve_is_told_where_there_is_one(told: Facts) -> No
 )
 def test_active_latents_are_a_number_or_a_mean(told: Facts, activation: str, form: dict, l0: float, words: str) -> None:
     spec = {**told.coder, "activation": activation, "k": 4}
-    said = wording.method(replace(told, coder=spec, coder_form=form, coder_record={"l0": l0}), "a.path")[0]
+    said = method(replace(told, coder=spec, coder_form=form, coder_record={"l0": l0}), "a.path")[0]
     assert words in said
     given = "k" if activation in ("topk", "batchtopk") else "penalty"
     assert f"Site, width and {given} come from the spec" in said
