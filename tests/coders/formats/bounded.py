@@ -1,6 +1,6 @@
 """How much memory it takes to load a coder and to encode with it: a process of its own, for a peak is one's life long.
 
-    python -m tests.coders.formats.bounded 131072 2304 1024 /tmp/some-folder
+    python -m tests.coders.formats.bounded 131072 2304 1024 FOLDER
 
 writes random coders of so many latents and inputs below the folder, loads each, encodes so many rows with the last, and
 writes to standard output what that took, in MB, beyond what the process held before.
