@@ -2,8 +2,9 @@
 
     python -m tests.coders.formats.bounded 131072 2304 1024 FOLDER
 
-writes random coders of so many latents and inputs below the folder, loads each, encodes so many rows with the last, and
-writes to standard output what that took, in MB, beyond what the process held before.
+The first call writes random coders of so many latents and inputs into the folder, which must not be there yet. The next
+one loads each, encodes so many rows with the last, and writes to standard output what that took, in MB, beyond what the
+process held before.
 """
 
 import json
