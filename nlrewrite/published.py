@@ -192,6 +192,22 @@ GPT2_TRANSCODERS = {
 LAMBDAS = (1e-5, 2e-5, 4e-5, 6e-5, 8e-5, 1.1e-4, 1.4e-4, 2e-4)
 """Ours: the text shows 8e-5 and the released script 1.4e-4; the other weights of its sweep of eight are not told."""
 
+
+def _gpt2(coders: int) -> Published:
+    """What was done on GPT-2 small, with so many transcoders: one a layer, or one a penalty of layer 8."""
+    return Published(
+        source=CIRCUITS,
+        latents=24_576,
+        coders=coders,
+        coder="ReLU transcoder with an L1 penalty, no skip",
+        training_tokens=60_000_000,
+        training_window=128,
+        activation_tokens=0,
+        prompt=(128, 128),
+        evaluation_tokens=1_638_400,
+    )
+
+
 RewriteFields = dict[str, Any]
 PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
     "pythia-160m-transcoder": (
@@ -304,17 +320,7 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
             "layers": {"layers": tuple(range(12))},
             "measure": {"windows": 12_800},
         },
-        Published(
-            source=CIRCUITS,
-            latents=24_576,
-            coders=12,
-            coder="ReLU transcoder with an L1 penalty, no skip",
-            training_tokens=60_000_000,
-            training_window=128,
-            activation_tokens=0,
-            prompt=(128, 128),
-            evaluation_tokens=1_638_400,
-        ),
+        _gpt2(coders=12),
         ("circuits",),
     ),
     "gpt2-small-sweep": (
@@ -344,17 +350,7 @@ PUBLISHED: dict[str, tuple[str, RewriteFields, Published, tuple[str, ...]]] = {
             },
             "sweep": {"over": "penalty", "values": LAMBDAS},
         },
-        Published(
-            source=CIRCUITS,
-            latents=24_576,
-            coders=8,
-            coder="ReLU transcoder with an L1 penalty, no skip",
-            training_tokens=60_000_000,
-            training_window=128,
-            activation_tokens=0,
-            prompt=(128, 128),
-            evaluation_tokens=1_638_400,
-        ),
+        _gpt2(coders=8),
         (),
     ),
 }
